@@ -1,0 +1,222 @@
+//! `dnc migrate`, `workspaces`, `users` and `keys`: what an operator does with the database at hand. What a script needs
+//! stands alone on standard output; lists have a line a row, tabs between the columns, the id first.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{
+    config::DatabaseUrl,
+    domain::{ApiKey, KeyId, KeyKind, UserId, WorkspaceId},
+    store::{KeyOwner, Store, StoreOptions},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Workspaces {
+    /// Make a workspace and print its id
+    Create {
+        /// What people call it
+        #[arg(value_parser = name)]
+        name: String,
+        #[command(flatten)]
+        database: DatabaseUrl,
+    },
+    /// List workspaces: id, time made, name
+    List(DatabaseUrl),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Users {
+    /// Make a user and print its id
+    Create {
+        /// What people call it
+        #[arg(value_parser = name)]
+        name: String,
+        /// A workspace the user is a member of; may be given several times
+        #[arg(long, value_name = "ws_…", required = true)]
+        workspace: Vec<WorkspaceId>,
+        #[command(flatten)]
+        database: DatabaseUrl,
+    },
+    /// List users: id, time made, name, workspaces
+    List(DatabaseUrl),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Keys {
+    /// Make a key and print it: this once, for it is stored nowhere
+    Create {
+        #[command(flatten)]
+        owner: Owner,
+        /// What people call it
+        #[arg(long, default_value = "", value_parser = optional_name)]
+        name: String,
+        /// How long the key works, such as 90d or 12h; for ever unless given
+        #[arg(long, value_name = "DURATION", value_parser = expiry)]
+        expires_in: Option<Duration>,
+        #[command(flatten)]
+        database: DatabaseUrl,
+    },
+    /// List keys: id, owner, state, time made, expiry, name
+    List(DatabaseUrl),
+    /// Revoke a key; every server refuses it within five seconds
+    Revoke {
+        /// The key's id, as `dnc keys list` shows it
+        #[arg(value_name = "key_…")]
+        id: KeyId,
+        #[command(flatten)]
+        database: DatabaseUrl,
+    },
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(super) struct Owner {
+    /// A key for this workspace alone
+    #[arg(long, value_name = "ws_…")]
+    workspace: Option<WorkspaceId>,
+    /// A key for all workspaces of this user
+    #[arg(long, value_name = "user_…")]
+    user: Option<UserId>,
+}
+
+pub(super) async fn migrate(database: &DatabaseUrl) -> anyhow::Result<()> {
+    let store = connect(database).await?;
+    let pending = store.pending_migrations().await?;
+    store.migrate().await?;
+    eprintln!("dnc: the schema is up to date ({pending} migrations applied)");
+    Ok(())
+}
+
+pub(super) async fn workspaces(command: Workspaces) -> anyhow::Result<()> {
+    match command {
+        Workspaces::Create { name, database } => println!("{}", migrated(&database).await?.create_workspace(&name).await?),
+        Workspaces::List(database) => {
+            for row in migrated(&database).await?.list_workspaces().await? {
+                println!("{}\t{}\t{}", row.id, instant(row.created_at), row.name);
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn users(command: Users) -> anyhow::Result<()> {
+    match command {
+        Users::Create { name, workspace, database } => {
+            println!("{}", migrated(&database).await?.create_user(&name, &workspace).await?)
+        }
+        Users::List(database) => {
+            for row in migrated(&database).await?.list_users().await? {
+                let workspaces: Vec<_> = row.workspaces.iter().map(ToString::to_string).collect();
+                println!("{}\t{}\t{}\t{}", row.id, instant(row.created_at), row.name, workspaces.join(","));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
+    match command {
+        Keys::Create { owner, name, expires_in, database } => {
+            let owner = match (owner.workspace, owner.user) {
+                (Some(id), _) => KeyOwner::Workspace(id),
+                (None, Some(id)) => KeyOwner::User(id),
+                (None, None) => anyhow::bail!("give --workspace or --user"),
+            };
+            let key = issue_key(&migrated(&database).await?, owner, &name, expires_in).await?;
+            println!("{}", key.reveal());
+        }
+        Keys::List(database) => {
+            let now = OffsetDateTime::now_utc();
+            for row in migrated(&database).await?.list_keys().await? {
+                let owner = match row.owner {
+                    KeyOwner::Workspace(id) => id.to_string(),
+                    KeyOwner::User(id) => id.to_string(),
+                };
+                let state = match (row.revoked_at, row.expires_at) {
+                    (Some(_), _) => "revoked",
+                    (None, Some(end)) if end <= now => "expired",
+                    _ => "valid",
+                };
+                let expiry = row.expires_at.map_or("never".to_owned(), instant);
+                println!("{}\t{owner}\t{state}\t{}\t{expiry}\t{}", row.id, instant(row.created_at), row.name);
+            }
+        }
+        Keys::Revoke { id, database } => {
+            migrated(&database).await?.revoke_key(id).await?;
+            eprintln!("dnc: {id} is revoked");
+        }
+    }
+    Ok(())
+}
+
+/// Makes a key, keeps its hash, and hands out the only copy of it.
+///
+/// # Errors
+/// When the owner does not exist, or the database is away.
+pub async fn issue_key(store: &Store, owner: KeyOwner, name: &str, expires_in: Option<Duration>) -> anyhow::Result<ApiKey> {
+    let kind = match owner {
+        KeyOwner::Workspace(_) => KeyKind::Workspace,
+        KeyOwner::User(_) => KeyKind::Platform,
+    };
+    let key = ApiKey::generate(kind)?;
+    store.create_key(owner, name, key.hash(), expires_in).await?;
+    Ok(key)
+}
+
+/// A store whose database has answered.
+pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
+    let store = Store::new(&StoreOptions {
+        url: database.database_url.clone(),
+        connections_max: 4,
+        connect_timeout: Duration::from_secs(10),
+        statement_timeout: Duration::from_secs(600),
+    })?;
+    store.ping().await.context("DATABASE_URL leads nowhere")?;
+    Ok(store)
+}
+
+async fn migrated(database: &DatabaseUrl) -> anyhow::Result<Store> {
+    let store = connect(database).await?;
+    require_migrated(&store).await?;
+    Ok(store)
+}
+
+/// Refuses a database that lacks migrations.
+pub(super) async fn require_migrated(store: &Store) -> anyhow::Result<()> {
+    match store.pending_migrations().await? {
+        0 => Ok(()),
+        pending => anyhow::bail!("the database lacks {pending} migrations; run `dnc migrate` first"),
+    }
+}
+
+fn instant(at: OffsetDateTime) -> String {
+    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let text = optional_name(text)?;
+    if text.is_empty() { Err("a name is needed".to_owned()) } else { Ok(text) }
+}
+
+fn optional_name(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.chars().count() > 100 || text.contains(char::is_control) {
+        return Err("a name has at most 100 characters, and no control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn expiry(text: &str) -> Result<Duration, String> {
+    const YEARS_MAX: u64 = 100;
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration.as_secs() == 0 => Err("must be a second at least".to_owned()),
+        Ok(duration) if duration.as_secs() > YEARS_MAX * 366 * 24 * 3600 => {
+            Err("is more than 100 years; leave it out for a key that never expires".to_owned())
+        }
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("give a number with a unit, such as 90d, 12h or 30m".to_owned()),
+    }
+}

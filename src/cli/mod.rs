@@ -1,0 +1,82 @@
+//! The command line: one binary, every option a flag and an environment variable. Puts rooms together and prints; decides nothing else.
+//!
+//! Exit status: 0 done; 1 failed, with one line on standard error that says what to do; 2 wrong usage.
+
+mod admin;
+mod dev;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use self::admin::issue_key;
+use crate::{
+    config::{DatabaseUrl, LogOptions},
+    telemetry,
+};
+
+/// Do-Not-Contact lists as a service: gRPC and HTTP/JSON in front of PostgreSQL
+#[derive(Debug, Parser)]
+#[command(name = "dnc", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    log: LogOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything on this machine with no set-up: a private PostgreSQL, a first workspace with its keys, and the service
+    Dev(dev::Options),
+    /// The service, with a database of yours
+    Serve(serve::ServeOptions),
+    /// The HTTP side alone, in front of a gRPC server elsewhere
+    Gateway(serve::GatewayOptions),
+    /// Bring the database's schema up to date
+    Migrate(DatabaseUrl),
+    /// Make and list workspaces
+    #[command(subcommand)]
+    Workspaces(admin::Workspaces),
+    /// Make and list users
+    #[command(subcommand)]
+    Users(admin::Users),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(admin::Keys),
+}
+
+/// Runs the program with the process's own arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = telemetry::init(&cli.log).and_then(|()| {
+        // One provider for all of TLS; installing it twice is no error worth a word.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let outcome = runtime.block_on(run(cli.command));
+        // What still runs was cut off on purpose.
+        runtime.shutdown_background();
+        outcome
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = format!("{error:#}");
+            eprintln!("dnc: {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Dev(options) => dev::run(options).await,
+        Command::Serve(options) => serve::serve(options).await,
+        Command::Gateway(options) => serve::gateway(options).await,
+        Command::Migrate(database) => admin::migrate(&database).await,
+        Command::Workspaces(command) => admin::workspaces(command).await,
+        Command::Users(command) => admin::users(command).await,
+        Command::Keys(command) => admin::keys(command).await,
+    }
+}

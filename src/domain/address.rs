@@ -1,0 +1,399 @@
+//! The canonical form of an address: what is stored, compared and looked up.
+//!
+//! One function makes it on every way in, so what was stored is found. Lengths are octets of the canonical form (RFC 5321
+//! section 4.5.3.1). Local parts are compared without regard to case although RFC 5321 lets a host tell them apart: no
+//! carrier of note does, and writing to `Bob@` after `bob@` said no is the worse mistake. `+tags` and dots are not folded,
+//! since only the carrier knows what they mean. Quoted local parts are refused.
+
+use std::fmt;
+
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
+use psl::{List, Psl, Type};
+use unicode_normalization::{UnicodeNormalization, is_nfc};
+
+use super::entry::Failure;
+
+const LOCAL_OCTETS_MAX: usize = 64;
+const DOMAIN_OCTETS_MAX: usize = 253;
+const ADDRESS_OCTETS_MAX: usize = 254;
+const LABEL_OCTETS_MAX: usize = 63;
+
+/// Any text longer than this cannot become an address: folding shortens a text, but never this much.
+const INPUT_OCTETS_MAX: usize = 8 * 1024;
+
+/// What an address names. The canonical form tells: only an e-mail address has an `@`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// One e-mail address.
+    Email,
+    /// A domain with all its sub-domains.
+    Domain,
+}
+
+/// An e-mail address or a domain in canonical form.
+///
+/// Ordered by its octets, as PostgreSQL orders text under `COLLATE "C"`. Its `Debug` form hides the text, so that no log line holds an
+/// address.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address(String);
+
+impl Address {
+    /// Brings `text` into canonical form as an address of this kind.
+    ///
+    /// White space, NBSP, zero-width and BOM characters are cut from both ends. An e-mail address is split at its last `@`.
+    ///
+    /// # Errors
+    /// [`Failure::InvalidEmail`], [`Failure::InvalidDomain`], or [`Failure::PublicSuffix`] when a domain entry would block all
+    /// domains under a suffix of the ICANN section of the Public Suffix List.
+    pub fn parse(kind: Kind, text: String) -> Result<Self, Failure> {
+        match kind {
+            Kind::Email => parse_email(text).map_err(Failure::InvalidEmail),
+            Kind::Domain => {
+                let domain = parse_domain(&text).map_err(Failure::InvalidDomain)?;
+                if is_public_suffix(&domain) {
+                    return Err(Failure::PublicSuffix);
+                }
+                Ok(Self(domain))
+            }
+        }
+    }
+
+    /// The canonical text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The canonical text.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+
+    /// What the address names.
+    pub fn kind(&self) -> Kind {
+        if self.0.contains('@') { Kind::Email } else { Kind::Domain }
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Address({:?}, redacted)", self.kind())
+    }
+}
+
+fn parse_email(mut text: String) -> Result<Address, &'static str> {
+    if is_ordinary_email(text.as_bytes()) {
+        text.make_ascii_lowercase();
+        return Ok(Address(text));
+    }
+    let trimmed = trim(&text);
+    if trimmed.is_empty() {
+        return Err("is empty");
+    }
+    if trimmed.len() > INPUT_OCTETS_MAX {
+        return Err("is far longer than any address");
+    }
+    let Some((local, domain)) = trimmed.rsplit_once('@') else {
+        return Err("has no @; set type to domain if a domain is meant");
+    };
+    let local = canonical_local(local);
+    check_local(&local)?;
+    let domain = canonical_domain(domain)?;
+    let mut address = local;
+    address.reserve_exact(1 + domain.len());
+    address.push('@');
+    address.push_str(&domain);
+    if address.len() > ADDRESS_OCTETS_MAX {
+        return Err("is longer than 254 octets");
+    }
+    Ok(Address(address))
+}
+
+fn parse_domain(text: &str) -> Result<String, &'static str> {
+    let trimmed = trim(text);
+    let domain = trimmed.strip_prefix('@').unwrap_or(trimmed);
+    if domain.is_empty() {
+        return Err("is empty");
+    }
+    if domain.len() > INPUT_OCTETS_MAX {
+        return Err("is far longer than any domain");
+    }
+    if domain.contains('@') {
+        return Err("has an @; set type to email if an address is meant");
+    }
+    canonical_domain(domain)
+}
+
+/// What a byte may be part of, in an address that needs nothing but lower case.
+const LOCAL: u8 = 1;
+const LABEL: u8 = 2;
+const CLASS: [u8; 256] = {
+    let mut class = [0_u8; 256];
+    let mut byte = 0_usize;
+    while byte < 128 {
+        let b = byte as u8;
+        if b.is_ascii_alphanumeric() || b == b'-' {
+            class[byte] |= LABEL;
+        }
+        if b.is_ascii_graphic() && !is_forbidden_in_local(b) {
+            class[byte] |= LOCAL;
+        }
+        byte += 1;
+    }
+    class
+};
+
+const fn is_forbidden_in_local(byte: u8) -> bool {
+    matches!(byte, b'@' | b',' | b';' | b'<' | b'>' | b'(' | b')' | b'[' | b']' | b':' | b'\\' | b'"')
+}
+
+/// True for plain ASCII in which nothing is wrong and nothing but upper case needs folding: nearly every address. All else, and every
+/// Punycode label (it must decode to something IDNA allows), goes the slow way, which also finds the words for a fault.
+fn is_ordinary_email(bytes: &[u8]) -> bool {
+    if bytes.len() > ADDRESS_OCTETS_MAX {
+        return false;
+    }
+    let Some(at) = bytes.iter().position(|&byte| byte == b'@') else { return false };
+    let (local, domain) = (&bytes[..at], &bytes[at + 1..]);
+    let local_is_ordinary = (1..=LOCAL_OCTETS_MAX).contains(&at)
+        && local.iter().all(|&byte| CLASS[byte as usize] & LOCAL != 0)
+        && local[0] != b'.'
+        && local[at - 1] != b'.';
+    if !local_is_ordinary || domain.len() > DOMAIN_OCTETS_MAX {
+        return false;
+    }
+    let mut labels = 0;
+    let mut last_is_number = false;
+    let mut label_start = 0;
+    // The end of the text ends a label as a dot does.
+    for (place, &byte) in domain.iter().chain(b".").enumerate() {
+        if byte != b'.' {
+            if CLASS[byte as usize] & LABEL == 0 {
+                return false;
+            }
+            continue;
+        }
+        let label = &domain[label_start..place];
+        let (Some(first), Some(last)) = (label.first(), label.last()) else { return false };
+        let may_be_punycode = label.len() >= 4 && label[2..4] == *b"--";
+        if *first == b'-' || *last == b'-' || label.len() > LABEL_OCTETS_MAX || may_be_punycode {
+            return false;
+        }
+        labels += 1;
+        last_is_number = first.is_ascii_digit() && label.iter().all(u8::is_ascii_digit);
+        label_start = place + 1;
+    }
+    labels >= 2 && !last_is_number
+}
+
+/// Unicode NFC, lower case, NFC again (lower case can leave a decomposed text).
+fn canonical_local(local: &str) -> String {
+    let composed: String = if is_nfc(local) { local.to_lowercase() } else { local.nfc().collect::<String>().to_lowercase() };
+    if is_nfc(&composed) { composed } else { composed.nfc().collect() }
+}
+
+fn check_local(local: &str) -> Result<(), &'static str> {
+    if local.is_empty() {
+        return Err("has nothing before the @");
+    }
+    if local.len() > LOCAL_OCTETS_MAX {
+        return Err("has more than 64 octets before the @");
+    }
+    if local.starts_with('.') || local.ends_with('.') {
+        return Err("has a dot at the start or end of the part before the @");
+    }
+    let is_forbidden =
+        |c: char| c.is_whitespace() || c.is_control() || u8::try_from(c).is_ok_and(|b| b.is_ascii() && is_forbidden_in_local(b));
+    if local.contains(is_forbidden) {
+        return Err(
+            "has a character before the @ that is not accepted there; give one bare address without a name, quotes or brackets",
+        );
+    }
+    Ok(())
+}
+
+/// UTS 46 non-transitional processing to ASCII, then this project's own rule for labels.
+fn canonical_domain(domain: &str) -> Result<String, &'static str> {
+    let ascii = Uts46::new()
+        .to_ascii(domain.as_bytes(), AsciiDenyList::EMPTY, Hyphens::Allow, DnsLength::Ignore)
+        .map_err(|_| "has a domain that IDNA does not allow")?;
+    let ascii = ascii.strip_suffix('.').unwrap_or(&ascii);
+    check_domain(ascii)?;
+    Ok(ascii.to_owned())
+}
+
+fn check_domain(domain: &str) -> Result<(), &'static str> {
+    if domain.is_empty() {
+        return Err("has no domain");
+    }
+    if domain.len() > DOMAIN_OCTETS_MAX {
+        return Err("has a domain longer than 253 octets");
+    }
+    let mut labels = 0;
+    let mut last = "";
+    for label in domain.split('.') {
+        if label.is_empty() {
+            return Err("has a domain with an empty label (two dots, or a dot at the start)");
+        }
+        if label.len() > LABEL_OCTETS_MAX {
+            return Err("has a domain label longer than 63 octets");
+        }
+        if !label.bytes().all(|byte| CLASS[byte as usize] & LABEL != 0) {
+            return Err("has a domain with a character other than letters, digits and hyphens");
+        }
+        if label.starts_with('-') || label.ends_with('-') {
+            return Err("has a domain label that starts or ends with a hyphen");
+        }
+        labels += 1;
+        last = label;
+    }
+    if labels < 2 {
+        return Err("has a domain of a single label; give it in full, such as example.com");
+    }
+    if last.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("has a domain whose last label is a number; IP addresses are not accepted");
+    }
+    Ok(())
+}
+
+fn is_public_suffix(domain: &str) -> bool {
+    List.suffix(domain.as_bytes())
+        .is_some_and(|suffix| suffix.typ() == Some(Type::Icann) && suffix.as_bytes().len() == domain.len())
+}
+
+/// Cuts what people paste along without seeing it: white space, NBSP, zero-width characters, direction marks and BOM.
+fn trim(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || matches!(c, '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}'))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use unicode_normalization::UnicodeNormalization;
+
+    use super::*;
+
+    fn email(text: &str) -> Result<String, Failure> {
+        Address::parse(Kind::Email, text.to_owned()).map(Address::into_string)
+    }
+
+    #[test]
+    fn vectors() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            input: String,
+            r#type: String,
+            canonical: Option<String>,
+            code: Option<String>,
+        }
+        let cases: Vec<Case> = serde_json::from_str(include_str!("../../tests/vectors/canonical.json")).expect("valid JSON");
+        assert!(cases.len() > 50);
+        for case in cases {
+            let kind = if case.r#type == "domain" { Kind::Domain } else { Kind::Email };
+            let got = Address::parse(kind, case.input.clone());
+            match (&got, &case.canonical, &case.code) {
+                (Ok(address), Some(canonical), None) => {
+                    assert_eq!(address.as_str(), canonical, "{:?}", case.input);
+                    assert_eq!(address.kind(), kind);
+                }
+                (Err(failure), None, Some(code)) => assert_eq!(failure.code(), code, "{:?}", case.input),
+                _ => panic!("{:?} became {got:?}", case.input),
+            }
+        }
+    }
+
+    #[test]
+    fn the_fast_way_agrees_with_the_slow_one() {
+        let samples = [
+            "a@b.co",
+            "A.B@EXAMPLE.COM",
+            "a@b.1",
+            "a@1.b",
+            "a@b.c1",
+            "a@b",
+            "a@-b.co",
+            "a@b-.co",
+            "a@b.-",
+            ".a@b.co",
+            "a.@b.co",
+            "a@b..co",
+            "a@b.co.",
+            "a@.b.co",
+            "a@ab--c.com",
+            "a@xn--a.com",
+            "a@xn--mnchen-3ya.de",
+            "@b.co",
+            "a@",
+            "a b@c.de",
+            "a@b@c.de",
+            "a@b.c:d",
+        ];
+        for sample in samples {
+            let slow = email(&format!(" {sample}"));
+            assert_eq!(email(sample).ok(), slow.ok(), "{sample}");
+        }
+    }
+
+    #[test]
+    fn public_suffixes_are_told_by_the_icann_section_alone() {
+        let code = |text: &str| Address::parse(Kind::Domain, text.to_owned()).map_err(|failure| failure.code());
+        assert_eq!(code("公司.cn"), Err("PUBLIC_SUFFIX"));
+        assert_eq!(code("anything.ck"), Err("PUBLIC_SUFFIX"));
+        assert!(code("www.ck").is_ok(), "an exception of the list");
+        assert!(code("github.io").is_ok(), "private section");
+        assert!(email("someone@co.uk").is_ok(), "an address blocks itself alone");
+    }
+
+    #[test]
+    fn limits_count_octets_of_the_canonical_form() {
+        let local = "ü".repeat(32);
+        assert!(email(&format!("{local}@example.de")).is_ok());
+        assert!(email(&format!("{local}a@example.de")).is_err());
+        let domain = |octets: usize| {
+            let mut text = "a.".repeat(octets / 2 - 2);
+            text.push_str(&"a".repeat(octets - text.len() - 3));
+            text.push_str(".de");
+            text
+        };
+        assert!(email(&format!("a@{}", domain(252))).is_ok());
+        assert!(email(&format!("ab@{}", domain(252))).is_err(), "255 octets");
+        assert!(Address::parse(Kind::Domain, domain(253)).is_ok());
+        assert!(Address::parse(Kind::Domain, domain(254)).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn canonical_is_its_own_canonical_form(text in "\\PC{1,12}@\\PC{1,8}\\.(de|com|測試)") {
+            if let Ok(once) = email(&text) {
+                prop_assert_eq!(email(&once), Ok(once));
+            }
+        }
+
+        #[test]
+        fn surrounding_space_normal_form_and_case_do_not_matter(
+            local in "[a-zäöüéèñçåøA-ZÄÖÜÉ0-9.+_-]{1,20}",
+            domain in "[a-zäöüéA-ZÄÖÜ0-9]{1,10}\\.(de|COM|co\\.uk)",
+        ) {
+            let text = format!("{local}@{domain}");
+            let expected = email(&text);
+            for variant in [
+                format!("\u{feff}\u{a0} \t{text}\u{200b}\r\n"),
+                text.nfd().collect(),
+                text.nfc().collect(),
+                text.to_lowercase(),
+                text.to_uppercase(),
+            ] {
+                prop_assert_eq!(email(&variant), expected.clone());
+            }
+        }
+
+        #[test]
+        fn any_text_gets_an_answer(text in any::<String>()) {
+            let _ = Address::parse(Kind::Email, text.clone());
+            if let Ok(domain) = Address::parse(Kind::Domain, text) {
+                prop_assert_eq!(Address::parse(Kind::Domain, domain.as_str().to_owned()), Ok(domain));
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! API keys, and the public forms of ids (`ws_1`, `user_1`, `key_1`).
+//!
+//! A key exists in plain form only in [`ApiKey`]: when it is made and when a caller sends it. What is stored and compared is its
+//! SHA-256. A slow password hash would add nothing, since a key is 256 random bits and cannot be guessed from its hash.
+
+use std::{fmt, str::FromStr};
+
+use sha2::{Digest, Sha256};
+
+/// What a key is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// `sk_…`: one workspace.
+    Workspace,
+    /// `sk_user_…`: a user, and through it every workspace the user is a member of.
+    Platform,
+}
+
+impl KeyKind {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Workspace => "sk_",
+            Self::Platform => "sk_user_",
+        }
+    }
+}
+
+/// A key in plain form. Neither `Debug` nor anything else but [`ApiKey::reveal`] shows it.
+#[derive(Clone)]
+pub struct ApiKey {
+    text: String,
+    kind: KeyKind,
+}
+
+impl ApiKey {
+    const SECRET_BYTES: usize = 32;
+
+    /// A new key of 256 bits from the operating system's generator.
+    ///
+    /// # Errors
+    /// When the operating system has no randomness to give.
+    pub fn generate(kind: KeyKind) -> Result<Self, getrandom::Error> {
+        let mut secret = [0_u8; Self::SECRET_BYTES];
+        getrandom::fill(&mut secret)?;
+        Ok(Self { text: format!("{}{}", kind.prefix(), hex(&secret)), kind })
+    }
+
+    /// A key that a caller sent. `None` when the text cannot be one, which spares the database the question.
+    pub fn parse(text: &str) -> Option<Self> {
+        // The longer prefix first: a platform key starts with the other prefix too.
+        let kind = [KeyKind::Platform, KeyKind::Workspace].into_iter().find(|kind| text.starts_with(kind.prefix()))?;
+        let secret = &text[kind.prefix().len()..];
+        let is_secret =
+            secret.len() == 2 * Self::SECRET_BYTES && secret.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        is_secret.then(|| Self { text: text.to_owned(), kind })
+    }
+
+    /// What the key is bound to.
+    pub fn kind(&self) -> KeyKind {
+        self.kind
+    }
+
+    /// What is stored of the key.
+    pub fn hash(&self) -> KeyHash {
+        KeyHash(Sha256::digest(self.text.as_bytes()).into())
+    }
+
+    /// The key in plain form, to be shown once or sent.
+    pub fn reveal(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiKey({:?}, redacted)", self.kind)
+    }
+}
+
+/// The SHA-256 of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyHash([u8; 32]);
+
+impl KeyHash {
+    /// The 32 octets.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyHash(redacted)")
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A number with a prefix that says what it names. The text form is the only one that leaves the service.
+macro_rules! public_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub i64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+
+            /// Takes the public form alone: the prefix and a decimal number without sign or leading zeros.
+            fn from_str(text: &str) -> Result<Self, String> {
+                text.strip_prefix($prefix)
+                    .filter(|digits| digits.starts_with(|c: char| ('1'..='9').contains(&c)) && digits.bytes().all(|b| b.is_ascii_digit()))
+                    .and_then(|digits| digits.parse().ok())
+                    .map(Self)
+                    .ok_or_else(|| concat!("expected ", $prefix, " and a number, such as ", $prefix, "1").to_owned())
+            }
+        }
+    };
+}
+
+public_id!(
+    /// The id of a workspace, `ws_1`.
+    WorkspaceId,
+    "ws_"
+);
+public_id!(
+    /// The id of a user, `user_1`.
+    UserId,
+    "user_"
+);
+public_id!(
+    /// The id of a key, `key_1`. It is no secret.
+    KeyId,
+    "key_"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_its_text_form_and_is_never_shown() {
+        for kind in [KeyKind::Workspace, KeyKind::Platform] {
+            let key = ApiKey::generate(kind).expect("randomness");
+            let again = ApiKey::parse(key.reveal()).expect("its own text");
+            assert_eq!((again.kind(), again.hash()), (kind, key.hash()));
+            assert!(!format!("{key:?} {:?}", key.hash()).contains(&key.reveal()[10..]));
+        }
+        for text in
+            ["", "sk_", "sk_user_", "sk_123", "pk_00", &format!("sk_{}", "A".repeat(64)), &format!("sk_user_{}", "0".repeat(63))]
+        {
+            assert!(ApiKey::parse(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ids_have_one_text_form() {
+        assert_eq!("ws_12".parse(), Ok(WorkspaceId(12)));
+        assert_eq!(WorkspaceId(12).to_string(), "ws_12");
+        for text in ["", "12", "ws_", "ws_0", "ws_01", "ws_+1", "ws_-1", "ws_1 ", "WS_1", "ws_99999999999999999999", "user_1"] {
+            assert!(text.parse::<WorkspaceId>().is_err(), "{text}");
+        }
+    }
+}

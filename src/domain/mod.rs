@@ -1,0 +1,16 @@
+//! What is true about Do-Not-Contact entries, keys and imports, whatever asks and wherever they are kept.
+//!
+//! Pure: no async, no I/O, no framework, no clock. Everything behind `grpc::convert` is built of these types, so that code
+//! which holds an [`Address`] need not ask again whether it is one.
+
+mod address;
+mod batch;
+mod entry;
+mod error;
+mod key;
+
+pub use address::{Address, Kind};
+pub use batch::{BATCH_ENTRIES_MIN, Batch, Tally};
+pub use entry::{Entry, Failure, REASON_CHARS_MAX, Reason};
+pub use error::Error;
+pub use key::{ApiKey, KeyHash, KeyId, KeyKind, UserId, WorkspaceId};

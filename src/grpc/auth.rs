@@ -1,0 +1,287 @@
+//! Who is calling, and may they. Closed by default: one layer around the service itself (not around a listener), so that calls from
+//! the network and from the gateway in the same process pass the same door.
+//!
+//! A call that is refused here is refused before its body is read. Look-ups are kept for two seconds, which bounds how
+//! long a revoked key works on any server; refusals are not kept, so a new key works at once.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    num::NonZeroU32,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+    middleware::StateInformationMiddleware,
+    state::keyed::DashMapStateStore,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use moka::future::Cache;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, body::Body, server::NamedService};
+use tower::Service;
+use tracing::Instrument;
+
+use super::status;
+use crate::{
+    domain::{ApiKey, Error, KeyHash, KeyId, KeyKind, WorkspaceId},
+    running::Running,
+    store::{Caller, Store},
+    telemetry,
+};
+
+/// How long the answer to "may this key do this?" is used again. A revocation must be everywhere within five seconds.
+const CACHE_TTL: Duration = Duration::from_secs(2);
+const CACHE_ENTRIES_MAX: u64 = 10_000;
+
+/// What a method asks of its caller.
+enum Needs {
+    /// A key that may use the workspace of the call.
+    Workspace,
+}
+
+/// Every method there is. What is not in this table is refused.
+fn needs(path: &str) -> Option<Needs> {
+    match path {
+        "/dnc.v1.DncService/ImportEntries" => Some(Needs::Workspace),
+        _ => None,
+    }
+}
+
+/// A caller that was let in, and the workspace that it works in.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    /// The workspace; every statement of the call names it.
+    pub workspace: WorkspaceId,
+    /// The key's id, which entries are marked with.
+    pub key: KeyId,
+    kind: KeyKind,
+    /// What was looked up, to be looked up again.
+    asked: (KeyHash, Option<WorkspaceId>),
+}
+
+type Limiter = RateLimiter<KeyId, DashMapStateStore<KeyId>, DefaultClock, StateInformationMiddleware>;
+
+/// Tells callers from strangers. Shared by all calls.
+pub struct Authenticator {
+    store: Store,
+    callers: Cache<(KeyHash, Option<WorkspaceId>), Caller>,
+    limiter: Option<Limiter>,
+    requests_per_sec_max: u32,
+}
+
+impl std::fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authenticator").finish_non_exhaustive()
+    }
+}
+
+impl Authenticator {
+    /// Looks keys up in this store, and lets each make this many requests a second (none: any number).
+    pub fn new(store: Store, requests_per_sec_max: Option<NonZeroU32>) -> Self {
+        Self {
+            store,
+            callers: Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build(),
+            limiter: requests_per_sec_max.map(|max| RateLimiter::keyed(Quota::per_second(max)).with_middleware()),
+            requests_per_sec_max: requests_per_sec_max.map_or(0, NonZeroU32::get),
+        }
+    }
+
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
+        let key = key_of(headers)?;
+        let asked_for = headers.get("x-workspace-id");
+        // Text that is no id is looked up as none: a wrong key must be told before a wrong workspace id.
+        let workspace_id = asked_for.and_then(|value| value.to_str().ok()?.trim().parse::<WorkspaceId>().ok());
+        let asked = (key.hash(), workspace_id);
+        let caller = self.caller(asked).await?.ok_or(UNKNOWN_KEY)?;
+        if asked_for.is_some() && workspace_id.is_none() {
+            return Err(Error::invalid("x-workspace-id", "X-Workspace-Id must be ws_ and a number, such as ws_1."));
+        }
+        let workspace = match (key.kind(), workspace_id) {
+            (KeyKind::Platform, None) => {
+                return Err(Error::invalid(
+                    "x-workspace-id",
+                    "A platform key works in many workspaces; name one in X-Workspace-Id.",
+                ));
+            }
+            (KeyKind::Platform, Some(asked_for)) if caller.is_member => asked_for,
+            (KeyKind::Workspace, None) => caller.workspace.ok_or(FORBIDDEN)?,
+            (KeyKind::Workspace, Some(asked_for)) if caller.workspace == Some(asked_for) => asked_for,
+            (KeyKind::Platform | KeyKind::Workspace, Some(_)) => return Err(FORBIDDEN),
+        };
+        Ok(Principal { workspace, key: caller.key, kind: key.kind(), asked })
+    }
+
+    /// Asks again, in the middle of a long call, whether the caller is still welcome.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`] or [`Error::Forbidden`] when it is not.
+    pub(super) async fn recheck(&self, principal: &Principal) -> Result<(), Error> {
+        let caller = self.caller(principal.asked).await?.ok_or(UNKNOWN_KEY)?;
+        match principal.kind {
+            KeyKind::Workspace => Ok(()),
+            KeyKind::Platform if caller.is_member => Ok(()),
+            KeyKind::Platform => Err(FORBIDDEN),
+        }
+    }
+
+    async fn caller(&self, asked: (KeyHash, Option<WorkspaceId>)) -> Result<Option<Caller>, Error> {
+        if let Some(caller) = self.callers.get(&asked).await {
+            return Ok(Some(caller));
+        }
+        let found = self.store.find_caller(asked.0, asked.1).await?;
+        if let Some(caller) = found {
+            self.callers.insert(asked, caller).await;
+        }
+        Ok(found)
+    }
+
+    /// Counts a request against its key's rate, and says what is left in headers.
+    fn admit(&self, key: KeyId) -> (Result<(), Error>, Vec<(HeaderName, HeaderValue)>) {
+        let Some(limiter) = &self.limiter else { return (Ok(()), Vec::new()) };
+        let (verdict, remaining, reset_secs) = match limiter.check_key(&key) {
+            Ok(state) => (Ok(()), state.remaining_burst_capacity(), 1),
+            Err(not_until) => {
+                let retry_after = not_until.wait_time_from(DefaultClock::default().now());
+                let secs = retry_after.as_secs_f64().ceil().max(1.0);
+                let message = "Too many requests for this key. Wait as long as Retry-After says, then send it again.";
+                (Err(Error::Exhausted { message, retry_after: Duration::from_secs_f64(secs) }), 0, secs as u64)
+            }
+        };
+        let headers = [
+            (HeaderName::from_static("x-ratelimit-limit"), u64::from(self.requests_per_sec_max)),
+            (HeaderName::from_static("x-ratelimit-remaining"), u64::from(remaining)),
+            (HeaderName::from_static("x-ratelimit-reset"), reset_secs),
+        ];
+        (verdict, headers.into_iter().map(|(name, value)| (name, HeaderValue::from(value))).collect())
+    }
+}
+
+const NO_KEY: Error =
+    Error::Unauthenticated("The call needs an API key: send it in X-Api-Key, or in Authorization as a Bearer token.");
+const MALFORMED_KEY: Error =
+    Error::Unauthenticated("The API key cannot be read. Send exactly one, in X-Api-Key, or in Authorization as a Bearer token.");
+const UNKNOWN_KEY: Error = Error::Unauthenticated("The API key is not valid: it is unknown, expired or revoked.");
+const FORBIDDEN: Error = Error::Forbidden("This API key may not use that workspace.");
+
+/// The key that a call came with. When both headers are there, `X-Api-Key` alone counts: the public reference's samples send both.
+fn key_of(headers: &HeaderMap) -> Result<ApiKey, Error> {
+    let single = |name: &str| -> Result<Option<&str>, Error> {
+        let mut values = headers.get_all(name).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(MALFORMED_KEY);
+        }
+        value.to_str().map(|text| Some(text.trim())).map_err(|_| MALFORMED_KEY)
+    };
+    let text = match single("x-api-key")? {
+        Some(text) => text,
+        None => {
+            let text = single("authorization")?.ok_or(NO_KEY)?;
+            let (scheme, key) = text.split_once(' ').ok_or(MALFORMED_KEY)?;
+            if !scheme.eq_ignore_ascii_case("bearer") {
+                return Err(MALFORMED_KEY);
+            }
+            key.trim()
+        }
+    };
+    if text.is_empty() {
+        return Err(MALFORMED_KEY);
+    }
+    ApiKey::parse(text).ok_or(UNKNOWN_KEY)
+}
+
+/// The door around a service.
+#[derive(Clone, Debug)]
+pub struct Guard<S> {
+    inner: S,
+    auth: Arc<Authenticator>,
+    draining: CancellationToken,
+    calls: TaskTracker,
+}
+
+impl<S> Guard<S> {
+    /// Guards `inner`. Once `draining` is cancelled every new call is refused as unavailable; `calls` counts those that run.
+    pub fn new(inner: S, auth: Arc<Authenticator>, draining: CancellationToken, calls: TaskTracker) -> Self {
+        Self { inner, auth, draining, calls }
+    }
+}
+
+impl<S: NamedService> NamedService for Guard<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Guard<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The clone that was made ready is the one to call.
+        let ready = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, ready);
+        let auth = self.auth.clone();
+        let is_draining = self.draining.is_cancelled();
+        let call = self.calls.token();
+        let request_id = telemetry::request_id(request.headers());
+        let span = tracing::info_span!(
+            "rpc",
+            method = request.uri().path(),
+            request_id = request_id.to_str().unwrap_or_default(),
+            workspace = tracing::field::Empty,
+            key = tracing::field::Empty,
+        );
+        let started = tokio::time::Instant::now();
+        let (mut head, body) = request.into_parts();
+        let answer = async move {
+            let mut rate_headers = Vec::new();
+            let admitted = async {
+                if is_draining {
+                    return Err(Error::Unavailable {
+                        message: "This server is shutting down. Send the request again.",
+                        source: None,
+                    });
+                }
+                match needs(head.uri.path()) {
+                    None => Err(Error::Unimplemented),
+                    Some(Needs::Workspace) => {
+                        let principal = auth.authenticate(&head.headers).await?;
+                        let (verdict, headers) = auth.admit(principal.key);
+                        rate_headers = headers;
+                        verdict.map(|()| principal)
+                    }
+                }
+            };
+            let mut response = match admitted.await {
+                Ok(principal) => {
+                    let span = tracing::Span::current();
+                    span.record("workspace", tracing::field::display(principal.workspace));
+                    span.record("key", tracing::field::display(principal.key));
+                    head.extensions.insert(principal);
+                    inner.call(Request::from_parts(head, body)).await?
+                }
+                Err(error) => status::from_error(error).into_http(),
+            };
+            let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
+            tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "call");
+            response.headers_mut().extend(rate_headers);
+            response.headers_mut().insert(telemetry::REQUEST_ID, request_id);
+            // The call counts as running until the last of its answer has been taken.
+            Ok(response.map(|body| Body::new(Running::new(body, call))))
+        };
+        Box::pin(answer.instrument(span))
+    }
+}

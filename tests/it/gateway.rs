@@ -1,0 +1,314 @@
+//! The HTTP side: the documented import as documented, and every way in which a request can be wrong.
+
+use dnc::{gateway::Upstream, server::Bound};
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Proxy, TestServer, database, http_client, options, until};
+
+/// The body of an error, after the form that all errors have was checked.
+async fn error(response: Response) -> Value {
+    let status = response.status();
+    assert_eq!(response.headers()["content-type"], "application/json");
+    assert!(response.headers().contains_key("x-request-id"));
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["error"], status.canonical_reason().unwrap());
+    assert_eq!(body["code"], status.as_u16());
+    assert!(body["message"].as_str().unwrap().len() > 10);
+    body
+}
+
+#[tokio::test]
+async fn the_references_own_request_is_answered_as_documented() {
+    let server = TestServer::start().await;
+    let body = json!({"entries": [
+        {"email": "bounce1@example.com", "type": "email", "reason": "bounce"},
+        {"email": "bounce2@example.com", "type": "email", "reason": "bounce"},
+        {"email": "badcompany.com", "type": "domain", "reason": "manual"},
+    ]});
+    // The samples send both headers, the second one with a placeholder.
+    let request = server.post_request().header("authorization", "Bearer YOUR_API_TOKEN").json(&body);
+    let response = request.try_clone().unwrap().send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "application/json");
+    assert_eq!(response.text().await.unwrap(), r#"{"success":true,"data":{"imported":3,"skipped":0}}"#);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.text().await.unwrap(), r#"{"success":true,"data":{"imported":0,"skipped":3}}"#);
+}
+
+#[tokio::test]
+async fn failures_are_told_and_the_rest_is_stored() {
+    let server = TestServer::start().await;
+    let body = json!({"entries": [{"email": "a@example.com"}, {"email": "bad"}, {"email": "b@example.com", "type": "person"}]});
+    let response = server.post(body.to_string()).await;
+    assert_eq!(response.status(), 200);
+    let body: Value = response.json().await.unwrap();
+    assert_eq!((&body["data"]["imported"], &body["data"]["failed"]), (&json!(1), &json!(2)));
+    assert_eq!(body["data"]["errors"][0]["index"], 1);
+    assert_eq!(body["data"]["errors"][1]["code"], "INVALID_TYPE");
+    assert_eq!(server.rows(server.workspace).await[0].1, "import", "the documented default reason");
+}
+
+#[tokio::test]
+async fn ten_thousand_entries_pass_and_one_more_does_not() {
+    let server = TestServer::start().await;
+    let body =
+        |count: usize| json!({"entries": (0..count).map(|i| json!({"email": format!("u{i}@example.com")})).collect::<Vec<_>>()});
+    let response = server.post(body(10_001).to_string()).await;
+    assert_eq!(response.status(), 400);
+    assert!(error(response).await["message"].as_str().unwrap().contains("entries: expected 1 to 10000 entries, got 10001"));
+    assert_eq!(server.count().await, 0);
+    let response = server.post(body(10_000).to_string()).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(server.count().await, 10_000);
+}
+
+#[tokio::test]
+async fn a_wrong_request_is_told_in_the_documented_form() {
+    let server = TestServer::start().await;
+    let good = r#"{"entries":[{"email":"a@example.com"}]}"#;
+    let client = http_client();
+    let url = |path: &str| format!("{}{path}", server.http_url);
+    let key = server.key.as_str();
+
+    let response = client.get(url("/nothing")).send().await.unwrap();
+    assert_eq!(response.status(), 404);
+    error(response).await;
+    for method in [Method::GET, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS] {
+        let response = client.request(method, url("/v1/dnc/import")).send().await.unwrap();
+        assert_eq!(response.status(), 405);
+        assert_eq!(response.headers()["allow"], "POST");
+        error(response).await;
+    }
+    for (media_type, expected) in [
+        (Some("application/json; charset=utf-8"), 200),
+        (Some("Application/JSON"), 200),
+        (Some("text/plain"), 415),
+        (Some("application/x-www-form-urlencoded"), 415),
+        (None, 415),
+    ] {
+        let mut request = server.post_request().body(good);
+        if let Some(media_type) = media_type {
+            request = request.header("content-type", media_type);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status().as_u16(), expected, "{media_type:?}");
+        if expected != 200 {
+            error(response).await;
+        }
+    }
+    for (body, place) in [
+        ("{", "line 1"),
+        (r#"{"entries":[{"email":"a@example.com"},{"email":1}]}"#, "entries[1].email: expected a string"),
+        (r#"{"entries":[]}"#, "entries"),
+        (r#"{}"#, "entries"),
+    ] {
+        let response = server.post(body).await;
+        assert_eq!(response.status(), 400, "{body}");
+        assert!(error(response).await["message"].as_str().unwrap().contains(place), "{body}");
+    }
+    let response = server.post(vec![b'{', 0xff, 0xfe]).await;
+    assert_eq!(response.status(), 400);
+    error(response).await;
+    let response = server.post(" ".repeat((8 << 20) + 1)).await;
+    assert_eq!(response.status(), 413);
+    error(response).await;
+    // Without an announced length, too.
+    let endless = tokio_stream::iter((0..9).map(|_| Ok::<_, std::io::Error>(" ".repeat(1 << 20))));
+    let response = server.post(reqwest::Body::wrap_stream(endless)).await;
+    assert_eq!(response.status(), 413);
+    for query in ["validateOnly=maybe", "validateOnly=", "validateOnly=true&validateOnly=true"] {
+        let response = client
+            .post(url(&format!("/v1/dnc/import?{query}")))
+            .header("x-api-key", key)
+            .json(&json!({"entries":[{"email":"a@b.de"}]}));
+        let response = response.send().await.unwrap();
+        assert_eq!(response.status(), 400, "{query}");
+        assert!(error(response).await["message"].as_str().unwrap().contains("validateOnly"));
+    }
+    let rows = server.rows(server.workspace).await;
+    assert_eq!(rows.len(), 1, "nothing but the good request was stored");
+}
+
+#[tokio::test]
+async fn callers_are_told_apart_as_over_grpc() {
+    let server = TestServer::start().await;
+    let post = |headers: &[(&str, &str)]| {
+        let mut request =
+            http_client().post(format!("{}/v1/dnc/import", server.http_url)).json(&json!({"entries":[{"email":"a@b.de"}]}));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        async move { request.send().await.unwrap() }
+    };
+    let (ours, theirs) = (server.workspace.to_string(), server.other_workspace.to_string());
+    let bearer = format!("bearer {}", server.key);
+    for (headers, expected) in [
+        (vec![], 401),
+        (vec![("x-api-key", "sk_nonsense")], 401),
+        (vec![("authorization", "Basic abc")], 401),
+        (vec![("x-api-key", server.platform_key.as_str())], 400),
+        (vec![("x-api-key", server.platform_key.as_str()), ("x-workspace-id", "nonsense")], 400),
+        (vec![("x-api-key", server.platform_key.as_str()), ("x-workspace-id", &theirs)], 403),
+        (vec![("x-api-key", server.platform_key.as_str()), ("x-workspace-id", "ws_987654")], 403),
+        (vec![("x-api-key", server.key.as_str()), ("x-workspace-id", &theirs)], 403),
+        (vec![("authorization", bearer.as_str())], 200),
+        (vec![("x-api-key", server.platform_key.as_str()), ("x-workspace-id", &ours)], 200),
+    ] {
+        let response = post(&headers).await;
+        assert_eq!(response.status().as_u16(), expected, "{headers:?}");
+        assert_eq!(response.headers().contains_key("www-authenticate"), expected == 401);
+        if expected != 200 {
+            error(response).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_call_is_refused_before_its_body_is_read() {
+    let server = TestServer::start().await;
+    let address = server.http_url.split_once("//").unwrap().1;
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let head = "POST /v1/dnc/import HTTP/1.1\r\nHost: x\r\nX-Api-Key: nonsense\r\nContent-Type: text/nonsense\r\nContent-Length: 1000000\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    // Not an octet of the body is ever sent.
+    let mut answer = vec![0; 12];
+    socket.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, b"HTTP/1.1 401");
+}
+
+#[tokio::test]
+async fn validate_only_stores_nothing() {
+    let server = TestServer::start().await;
+    let url = format!("{}/v1/dnc/import?validateOnly=true", server.http_url);
+    let response = http_client()
+        .post(url)
+        .header("x-api-key", &server.key)
+        .json(&json!({"entries":[{"email":"a@b.de"}]}))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.json::<Value>().await.unwrap()["data"], json!({"imported": 1, "skipped": 0}));
+    assert_eq!(server.count().await, 0);
+}
+
+#[tokio::test]
+async fn a_sane_request_id_comes_back_and_an_insane_one_is_replaced() {
+    let server = TestServer::start().await;
+    let get = |id: String| http_client().get(format!("{}/healthz", server.http_url)).header("x-request-id", id).send();
+    assert_eq!(get("their-own.id_1".into()).await.unwrap().headers()["x-request-id"], "their-own.id_1");
+    for insane in ["two words".to_owned(), "x".repeat(129), String::new()] {
+        let answer = get(insane.clone()).await.unwrap();
+        assert_ne!(answer.headers()["x-request-id"].to_str().unwrap(), insane);
+    }
+}
+
+#[tokio::test]
+async fn entries_that_do_not_fit_one_message_are_still_one_transaction() {
+    let server = TestServer::start().await;
+    let reason = "ü".repeat(64);
+    let entries: Vec<_> = (0..10_000)
+        .map(|i| json!({"email": format!("{i:0>64}@{}.example.com", "a".repeat(63)), "reason": reason}))
+        .chain([])
+        .collect();
+    let absurd = json!({"email": format!("{}@example.com", "x".repeat(4 << 20))});
+    let response = server.post(json!({"entries": [absurd, {"email": "a@example.com"}]}).to_string()).await;
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["data"]["imported"], 1);
+    assert_eq!(body["data"]["errors"][0]["code"], "INVALID_EMAIL");
+    let response = server.post(json!({ "entries": entries }).to_string()).await;
+    assert_eq!(response.json::<Value>().await.unwrap()["data"]["imported"], 10_000);
+    let transactions: i64 = sqlx::query_scalar("SELECT count(DISTINCT xmin::text) FROM entries WHERE address LIKE '0%'")
+        .fetch_one(&mut server.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(transactions, 1);
+}
+
+#[tokio::test]
+async fn without_its_database_the_service_says_so_and_recovers() {
+    let database_url = database().await;
+    let link = Proxy::to(&database_url).await;
+    let flags = ["--database-connect-timeout-secs", "1"];
+    let server = TestServer::start_through(&flags, &database_url, &link.url(&database_url)).await;
+    let get = |path: &str| http_client().get(format!("{}{path}", server.http_url)).send();
+    let good = r#"{"entries":[{"email":"a@example.com"}]}"#;
+    assert_eq!(get("/healthz").await.unwrap().status(), 200);
+    assert_eq!(get("/readyz").await.unwrap().status(), 200);
+    assert_eq!(server.post(good).await.status(), 200);
+    link.cut();
+    let response = get("/readyz").await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert!(response.headers().contains_key("retry-after"));
+    error(response).await;
+    let response = server.post(good).await;
+    assert_eq!(response.status(), 503);
+    assert!(response.headers().contains_key("retry-after"));
+    let body = error(response).await.to_string();
+    assert!(!body.contains("sqlx") && !body.contains("pool"), "{body}");
+    assert_eq!(get("/healthz").await.unwrap().status(), 200, "alive all the same");
+    link.mend();
+    until("the service is ready again", || async { get("/readyz").await.unwrap().status() == 200 }).await;
+    assert_eq!(server.post(good).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_gateway_alone_serves_a_service_elsewhere() {
+    let server = TestServer::start().await;
+    let channel = tonic::transport::Endpoint::from_shared(server.grpc_url.clone()).unwrap().connect_lazy();
+    let bound = Bound::gateway(Upstream::Elsewhere(channel), &options(&[]).http).await.unwrap();
+    let url = bound.http_url();
+    let stop = CancellationToken::new();
+    tokio::spawn(bound.run(stop.clone().cancelled_owned(), std::future::pending()));
+    let post = |key: &str, body: &'static str| {
+        let request =
+            http_client().post(format!("{url}/v1/dnc/import")).header("x-api-key", key).header("content-type", "application/json");
+        request.body(body).send()
+    };
+    let response = post(&server.key, r#"{"entries":[{"email":"a@example.com"}]}"#).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.json::<Value>().await.unwrap()["data"]["imported"], 1);
+    assert_eq!(post("nonsense", "{}").await.unwrap().status(), 401);
+    let response = post(&server.key, r#"{"entries":[{"email":5}]}"#).await.unwrap();
+    assert_eq!(response.status(), 400);
+    error(response).await;
+    assert_eq!(http_client().get(format!("{url}/readyz")).send().await.unwrap().status(), 200);
+    server.begin_stop();
+    server.ended().await;
+    let response = post("sk_x", r#"{"entries":[{"email":"a@example.com"}]}"#).await.unwrap();
+    assert_eq!(response.status(), 503);
+    error(response).await;
+}
+
+#[tokio::test]
+async fn both_listeners_speak_tls() {
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, certificate.cert.pem()).unwrap();
+    std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
+    let flags = ["--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
+    http_client();
+    let server = TestServer::start_with(&flags, &database().await).await;
+    assert!(server.http_url.starts_with("https://"));
+    let local = |url: &str| url.replace("127.0.0.1", "localhost");
+
+    let root = reqwest::Certificate::from_pem(certificate.cert.pem().as_bytes()).unwrap();
+    let client = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
+    let request = client.post(format!("{}/v1/dnc/import", local(&server.http_url))).header("x-api-key", &server.key);
+    let response = request.json(&json!({"entries":[{"email":"a@example.com"}]})).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+
+    let tls = tonic::transport::ClientTlsConfig::new()
+        .ca_certificate(tonic::transport::Certificate::from_pem(certificate.cert.pem()))
+        .domain_name("localhost");
+    let endpoint = tonic::transport::Endpoint::from_shared(server.grpc_url.clone()).unwrap().tls_config(tls).unwrap();
+    let mut client = dnc::proto::dnc_service_client::DncServiceClient::new(endpoint.connect().await.unwrap());
+    let call = crate::harness::with_key(tokio_stream::iter([crate::address_book::request(vec![])]), &server.key);
+    assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, 0);
+}

@@ -1,0 +1,238 @@
+//! One PostgreSQL for the run, a database of its own for every test, and a running service in front of it.
+
+mod proxy;
+
+use std::{ffi::OsString, path::PathBuf, sync::OnceLock, time::Duration};
+
+use clap::Parser;
+use dnc::{
+    cli::issue_key,
+    config::ServerOptions,
+    domain::WorkspaceId,
+    postgres::{self, PrivatePostgres},
+    proto::{ImportEntriesRequest, ImportEntriesResponse, dnc_service_client::DncServiceClient},
+    server::{Bound, Ended},
+    store::{KeyOwner, Store, StoreOptions},
+};
+pub use proxy::Proxy;
+use sqlx::{Connection, PgConnection};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, transport::Channel};
+
+/// The server of this run. In a static, so it is never dropped: it stops when this process ends, in whatever way.
+struct Run {
+    /// Holds the server, unless the caller of the tests gave one.
+    _postgres: Option<PrivatePostgres>,
+    /// The URL up to the name of the database.
+    base_url: String,
+    template: String,
+}
+
+fn run() -> &'static Run {
+    static RUN: OnceLock<Run> = OnceLock::new();
+    RUN.get_or_init(|| {
+        // A runtime of its own: the one of the test that comes first ends with that test.
+        std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap().block_on(start_run())).join().unwrap()
+    })
+}
+
+async fn start_run() -> Run {
+    let (postgres, base_url) = match std::env::var("TEST_DATABASE_URL") {
+        Ok(url) => {
+            let mut url = url::Url::parse(&url).expect("TEST_DATABASE_URL is a URL");
+            url.set_path("/");
+            (None, url.to_string())
+        }
+        Err(_) => {
+            let postgres =
+                PrivatePostgres::start(postgres::Options { dir: scratch_dir(), is_ephemeral: true, connections_max: 400 })
+                    .await
+                    .expect("a private PostgreSQL; or set TEST_DATABASE_URL");
+            let url = postgres.url("");
+            (Some(postgres), url)
+        }
+    };
+    let template = format!("dnc_template_{}", std::process::id());
+    postgres::create_database(&format!("{base_url}postgres"), &template, "template0").await.unwrap();
+    let store = store(&format!("{base_url}{template}"));
+    store.migrate().await.unwrap();
+    store.close().await;
+    Run { _postgres: postgres, base_url, template }
+}
+
+/// A new directory for a private PostgreSQL, which removes it itself.
+pub fn scratch_dir() -> PathBuf {
+    tempfile::Builder::new().prefix("dnc-test-").tempdir().unwrap().keep()
+}
+
+fn store(url: &str) -> Store {
+    Store::new(&StoreOptions {
+        url: url.to_owned(),
+        connections_max: 4,
+        connect_timeout: Duration::from_secs(20),
+        statement_timeout: Duration::from_secs(60),
+    })
+    .unwrap()
+}
+
+/// The URL of a new, migrated and empty database.
+pub async fn database() -> String {
+    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let run = tokio::task::spawn_blocking(run).await.unwrap();
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let name = format!("dnc_test_{}_{number}", std::process::id());
+    // A template can be copied by one at a time.
+    static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _copying = COPYING.lock().await;
+    postgres::create_database(&format!("{}postgres", run.base_url), &name, &run.template).await.unwrap();
+    format!("{}{name}", run.base_url)
+}
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// What `dnc serve` would be given with these flags, on free ports.
+pub fn options(flags: &[&str]) -> ServerOptions {
+    let fixed = ["dnc", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0"];
+    Flags::parse_from(fixed.iter().chain(flags).map(OsString::from)).server
+}
+
+/// A running service with two workspaces.
+pub struct TestServer {
+    pub database_url: String,
+    pub http_url: String,
+    pub grpc_url: String,
+    pub store: Store,
+    pub workspace: WorkspaceId,
+    pub key: String,
+    pub platform_key: String,
+    pub other_workspace: WorkspaceId,
+    pub other_key: String,
+    stop: CancellationToken,
+    stop_now: CancellationToken,
+    running: Option<JoinHandle<anyhow::Result<Ended>>>,
+}
+
+impl TestServer {
+    pub async fn start() -> Self {
+        Self::start_with(&[], &database().await).await
+    }
+
+    pub async fn start_with(flags: &[&str], database_url: &str) -> Self {
+        Self::start_through(flags, database_url, database_url).await
+    }
+
+    /// `service_url` is how the service reaches the database that the test reaches by `database_url`.
+    pub async fn start_through(flags: &[&str], database_url: &str, service_url: &str) -> Self {
+        let options = options(flags);
+        let store = store(database_url);
+        let workspace = store.create_workspace("ours").await.unwrap();
+        let other_workspace = store.create_workspace("theirs").await.unwrap();
+        let user = store.create_user("someone", &[workspace]).await.unwrap();
+        let key = issue_key(&store, KeyOwner::Workspace(workspace), "", None).await.unwrap().reveal().to_owned();
+        let other_key = issue_key(&store, KeyOwner::Workspace(other_workspace), "", None).await.unwrap().reveal().to_owned();
+        let platform_key = issue_key(&store, KeyOwner::User(user), "", None).await.unwrap().reveal().to_owned();
+        let service_store = dnc::server::store(service_url, &options.database).unwrap();
+        let bound = Bound::service(service_store, &options).await.unwrap();
+        let (http_url, grpc_url) = (bound.http_url(), bound.grpc_url());
+        let (stop, stop_now) = (CancellationToken::new(), CancellationToken::new());
+        let running = tokio::spawn(bound.run(stop.clone().cancelled_owned(), stop_now.clone().cancelled_owned()));
+        Self {
+            database_url: database_url.to_owned(),
+            http_url,
+            grpc_url,
+            store,
+            workspace,
+            key,
+            platform_key,
+            other_workspace,
+            other_key,
+            stop,
+            stop_now,
+            running: Some(running),
+        }
+    }
+
+    pub async fn client(&self) -> DncServiceClient<Channel> {
+        DncServiceClient::new(self.channel().await)
+    }
+
+    pub async fn channel(&self) -> Channel {
+        Channel::from_shared(self.grpc_url.clone()).unwrap().connect().await.unwrap()
+    }
+
+    /// Imports over gRPC with the workspace's own key.
+    pub async fn import(&self, requests: Vec<ImportEntriesRequest>) -> Result<ImportEntriesResponse, Status> {
+        let request = with_key(tokio_stream::iter(requests), &self.key);
+        self.client().await.import_entries(request).await.map(Response::into_inner)
+    }
+
+    /// Posts a JSON body to the import with the workspace's own key.
+    pub async fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::Response {
+        self.post_request().header("content-type", "application/json").body(body).send().await.unwrap()
+    }
+
+    pub fn post_request(&self) -> reqwest::RequestBuilder {
+        http_client().post(format!("{}/v1/dnc/import", self.http_url)).header("x-api-key", &self.key)
+    }
+
+    pub async fn connection(&self) -> PgConnection {
+        PgConnection::connect(&self.database_url).await.unwrap()
+    }
+
+    /// Address, reason and key id of all entries of a workspace, by address.
+    pub async fn rows(&self, workspace: WorkspaceId) -> Vec<(String, String, i64)> {
+        sqlx::query_as("SELECT address, reason, added_by FROM entries WHERE workspace_id = $1 ORDER BY address")
+            .bind(workspace.0)
+            .fetch_all(&mut self.connection().await)
+            .await
+            .unwrap()
+    }
+
+    pub async fn count(&self) -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM entries WHERE workspace_id = $1")
+            .bind(self.workspace.0)
+            .fetch_one(&mut self.connection().await)
+            .await
+            .unwrap()
+    }
+
+    pub fn begin_stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub fn stop_now(&self) {
+        self.stop_now.cancel();
+    }
+
+    pub async fn ended(mut self) -> Ended {
+        self.running.take().unwrap().await.unwrap().unwrap()
+    }
+}
+
+pub fn http_client() -> reqwest::Client {
+    static PROVIDER: OnceLock<()> = OnceLock::new();
+    PROVIDER.get_or_init(|| {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    reqwest::Client::new()
+}
+
+pub fn with_key<T>(message: T, key: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("x-api-key", key.parse().unwrap());
+    request
+}
+
+/// Waits until `condition` holds; the limit is for a test that fails.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

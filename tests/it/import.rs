@@ -1,0 +1,225 @@
+//! `ImportEntries`: the counts, the causes, and that nothing is stored twice or lost.
+
+use std::collections::HashSet;
+
+use dnc::proto::{Entry, ImportEntriesRequest, ImportEntriesResponse, ImportOptions, dnc_service_client::DncServiceClient};
+use tokio::task::JoinSet;
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::{
+    address_book::{domain, email, numbered, request, with_options},
+    harness::{TestServer, until, with_key},
+};
+
+fn counts(answer: &ImportEntriesResponse) -> (u64, u64, u64) {
+    (answer.imported, answer.skipped, answer.failed)
+}
+
+#[tokio::test]
+async fn an_empty_stream_answers_three_zeros() {
+    let server = TestServer::start().await;
+    assert_eq!(counts(&server.import(vec![]).await.unwrap()), (0, 0, 0));
+    assert_eq!(counts(&server.import(vec![request(vec![]), request(vec![])]).await.unwrap()), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_bad_entry_never_stops_the_rest_and_is_told_by_its_place() {
+    let server = TestServer::start().await;
+    let bad_type = Entry { r#type: 7, ..email("a@example.com") };
+    let bad_reason = Entry { reason: "x".repeat(65), ..email("b@example.com") };
+    let answer = server
+        .import(vec![
+            request(vec![email("Good@Example.com"), email("bad"), domain("co.uk")]),
+            request(vec![]),
+            request(vec![bad_type, domain("@BadCompany.com"), bad_reason, domain("10.0.0.1")]),
+        ])
+        .await
+        .unwrap();
+    assert_eq!(counts(&answer), (2, 0, 5));
+    let errors: Vec<_> = answer.errors.iter().map(|error| (error.index, error.field.as_str(), error.code.as_str())).collect();
+    assert_eq!(
+        errors,
+        [
+            (1, "email", "INVALID_EMAIL"),
+            (2, "email", "PUBLIC_SUFFIX"),
+            (3, "type", "INVALID_TYPE"),
+            (5, "reason", "INVALID_REASON"),
+            (6, "email", "INVALID_DOMAIN"),
+        ]
+    );
+    assert!(answer.errors.iter().all(|error| !error.message.contains("bad") && !error.message.contains("co.uk")));
+    let rows = server.rows(server.workspace).await;
+    assert_eq!(rows.iter().map(|row| row.0.as_str()).collect::<Vec<_>>(), ["badcompany.com", "good@example.com"]);
+}
+
+#[tokio::test]
+async fn what_exists_is_left_exactly_as_it_is() {
+    let server = TestServer::start().await;
+    let first = Entry { reason: "complaint".into(), ..email("a@example.com") };
+    let repeated = Entry { reason: "manual".into(), ..email("A@EXAMPLE.COM") };
+    let answer = server.import(vec![request(vec![first, repeated.clone()])]).await.unwrap();
+    assert_eq!(counts(&answer), (1, 1, 0));
+    let answer = server.import(vec![request(vec![repeated])]).await.unwrap();
+    assert_eq!(counts(&answer), (0, 1, 0));
+    assert_eq!(server.rows(server.workspace).await[0].1, "complaint");
+}
+
+#[tokio::test]
+async fn a_missing_reason_is_the_calls_default() {
+    let server = TestServer::start().await;
+    server.import(vec![request(vec![email("a@example.com")])]).await.unwrap();
+    let options = ImportOptions { default_reason: " Asked us by phone ".into(), ..ImportOptions::default() };
+    let own = Entry { reason: "Whatever They Said".into(), ..email("c@example.com") };
+    server.import(vec![with_options(vec![email("b@example.com"), own], options)]).await.unwrap();
+    // Options count on the first message only.
+    let late = ImportOptions { default_reason: "late".into(), validate_only: true };
+    server.import(vec![request(vec![]), with_options(vec![email("d@example.com")], late)]).await.unwrap();
+    let reasons: Vec<_> = server.rows(server.workspace).await.into_iter().map(|row| row.1).collect();
+    assert_eq!(reasons, ["import", "Asked us by phone", "Whatever They Said", "import"]);
+
+    let options = ImportOptions { default_reason: "x".repeat(65), ..ImportOptions::default() };
+    let status = server.import(vec![with_options(vec![email("e@example.com")], options)]).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "options.default_reason");
+}
+
+#[tokio::test]
+async fn validate_only_stores_nothing_and_answers_what_would_have_happened() {
+    let server = TestServer::start().await;
+    server.import(vec![request(numbered(0..100).collect())]).await.unwrap();
+    let dry = ImportOptions { validate_only: true, ..ImportOptions::default() };
+    let mut small: Vec<_> = numbered(50..150).collect();
+    small.extend([email("USER0000149@example2.com"), email("bad")]);
+    let answer = server.import(vec![with_options(small, dry.clone())]).await.unwrap();
+    assert_eq!(counts(&answer), (50, 51, 1));
+    // Over several batches too, with repeats that are batches apart.
+    let mut requests: Vec<_> =
+        numbered(0..50_000).collect::<Vec<_>>().chunks(10_000).map(|chunk| request(chunk.to_vec())).collect();
+    requests.push(request(numbered(0..10_000).collect()));
+    requests[0].options = Some(dry);
+    let answer = server.import(requests).await.unwrap();
+    assert_eq!(counts(&answer), (49_900, 10_100, 0));
+    assert_eq!(server.count().await, 100);
+}
+
+#[tokio::test]
+async fn a_long_stream_in_many_batches_counts_exactly_and_is_logged_once() {
+    let server = TestServer::start().await;
+    let requests = |upto: u32| -> Vec<ImportEntriesRequest> {
+        numbered(0..upto).collect::<Vec<_>>().chunks(7_001).map(|chunk| request([chunk, &[email("bad")]].concat())).collect()
+    };
+    let messages = requests(150_000).len() as u64;
+    assert_eq!(counts(&server.import(requests(150_000)).await.unwrap()), (150_000, 0, messages));
+    assert_eq!(counts(&server.import(requests(160_000)).await.unwrap()).0, 10_000);
+    assert_eq!(server.count().await, 160_000);
+    let logged: Vec<(i64, i64, i64, bool)> = sqlx::query_as(
+        "SELECT imported, skipped, failed, finished_at IS NOT NULL FROM imports WHERE workspace_id = $1 ORDER BY id",
+    )
+    .bind(server.workspace.0)
+    .fetch_all(&mut server.connection().await)
+    .await
+    .unwrap();
+    assert_eq!(logged.len(), 2);
+    assert_eq!(logged[0], (150_000, 0, messages as i64, true));
+    assert_eq!((logged[1].0, logged[1].1, logged[1].3), (10_000, 150_000, true));
+}
+
+#[tokio::test]
+async fn only_the_first_ten_thousand_errors_are_described() {
+    let server = TestServer::start().await;
+    let requests = (0..3).map(|_| request((0..4_000).map(|_| email("bad")).collect())).collect();
+    let answer = server.import(requests).await.unwrap();
+    assert_eq!((answer.failed, answer.errors.len(), answer.errors[9_999].index), (12_000, 10_000, 9_999));
+}
+
+#[tokio::test]
+async fn sixteen_overlapping_imports_in_opposite_orders_store_each_address_once() {
+    const ADDRESSES: u32 = 30_000;
+    let server = TestServer::start().await;
+    let mut imports = JoinSet::new();
+    for number in 0..16 {
+        let mut client = DncServiceClient::connect(server.grpc_url.clone()).await.unwrap();
+        let mut entries: Vec<_> = numbered(0..ADDRESSES).collect();
+        if number % 2 == 1 {
+            entries.reverse();
+        }
+        entries.rotate_left(number * 1_000);
+        let requests: Vec<_> = entries.chunks(2_500).map(|chunk| request(chunk.to_vec())).collect();
+        let call = with_key(tokio_stream::iter(requests), &server.key);
+        imports.spawn(async move { client.import_entries(call).await.map(tonic::Response::into_inner) });
+    }
+    let answers: Vec<_> = imports.join_all().await.into_iter().map(|answer| answer.expect("no dead-lock, no time-out")).collect();
+    assert!(answers.iter().all(|answer| answer.imported + answer.skipped == u64::from(ADDRESSES)));
+    assert_eq!(answers.iter().map(|answer| answer.imported).sum::<u64>(), u64::from(ADDRESSES));
+    assert_eq!(server.count().await, i64::from(ADDRESSES));
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_refused_with_the_counts_so_far() {
+    let server = TestServer::start().await;
+    let large = request(vec![email("x".repeat(5 << 20))]);
+    let requests = vec![request(numbered(0..25_000).collect()), large];
+    let status = server.import(requests).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert_eq!(status.get_details_error_info().unwrap().metadata["imported"], "20000");
+    assert_eq!(server.count().await, 20_000, "the complete batch stays");
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_whole_batches_only() {
+    let server = TestServer::start().await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let mut client = server.client().await;
+    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
+    let running = tokio::spawn(async move { client.import_entries(call).await });
+    send.send(request(numbered(0..30_000).collect())).await.unwrap();
+    until("the first batch is stored", || async { server.count().await > 0 }).await;
+    running.abort();
+    let _ = running.await;
+    assert_eq!(server.count().await, 20_000);
+    let answer = server.import(vec![request(numbered(0..30_000).collect())]).await.unwrap();
+    assert_eq!(counts(&answer), (10_000, 20_000, 0));
+}
+
+#[tokio::test]
+async fn a_stream_that_says_nothing_for_too_long_is_ended() {
+    let server = TestServer::start_with(&["--stream-idle-timeout-secs", "1"], &crate::harness::database().await).await;
+    let call = with_key(tokio_stream::pending(), &server.key);
+    let status = server.client().await.import_entries(call).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn reflection_and_health_answer_without_a_key() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    use tonic_reflection::pb::{v1, v1alpha};
+
+    let server = TestServer::start().await;
+    for service in ["", "dnc.v1.DncService"] {
+        let request = HealthCheckRequest { service: service.into() };
+        let answer = HealthClient::new(server.channel().await).check(request).await.unwrap();
+        assert_eq!(answer.into_inner().status, 1);
+    }
+    let list = v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+    };
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(server.channel().await);
+    let mut answers = client.server_reflection_info(tokio_stream::iter([list])).await.unwrap().into_inner();
+    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) =
+        answers.message().await.unwrap().unwrap().message_response
+    else {
+        panic!("not a list")
+    };
+    let names: HashSet<_> = list.service.into_iter().map(|service| service.name).collect();
+    assert!(names.contains("dnc.v1.DncService") && names.contains("grpc.health.v1.Health"), "{names:?}");
+    let symbol = v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol("dnc.v1.DncService".into())),
+    };
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(server.channel().await);
+    let mut answers = client.server_reflection_info(tokio_stream::iter([symbol])).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    assert!(matches!(answer, v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(_)), "{answer:?}");
+}

@@ -1,0 +1,14 @@
+//! Tests of the whole service over real sockets, against a real PostgreSQL.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "tests")]
+
+mod address_book;
+mod harness;
+
+mod auth;
+mod cli;
+mod crash;
+mod drain;
+mod gateway;
+mod import;
+mod structure;

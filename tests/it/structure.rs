@@ -1,0 +1,67 @@
+//! The house keeps its shape: imports between rooms run one way, and each foreign vocabulary has one room.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            // Tests at the end of a file may use what they like.
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+            let code = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+            found.push((path, code));
+        }
+    }
+    found
+}
+
+/// `crate::room` anywhere, or `room` at the first level of `use crate::{…};`.
+fn uses(code: &str, room: &str) -> bool {
+    let starts =
+        |text: &str| text.trim_start().strip_prefix(room).is_some_and(|rest| rest.starts_with([':', ',', ';', '}', ' ', '\n']));
+    code.split("crate::").skip(1).any(|after| {
+        let Some(list) = after.strip_prefix('{') else { return starts(after) };
+        let list = list.split(';').next().unwrap_or_default();
+        let mut depth = 0;
+        let is_first_level = |c: char| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        };
+        list.split(is_first_level).any(starts)
+    })
+}
+
+#[test]
+fn imports_between_rooms_run_one_way() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let never = [
+        ("domain", &["store", "grpc", "gateway", "server", "cli", "proto", "postgres", "config", "telemetry"][..]),
+        ("store", &["grpc", "gateway", "server", "cli", "proto", "postgres", "config"]),
+        ("grpc", &["gateway", "server", "cli", "postgres", "config"]),
+        ("gateway", &["domain", "store", "grpc", "server", "cli", "postgres", "config"]),
+    ];
+    for (room, forbidden) in never {
+        for (path, code) in sources(&src.join(room)) {
+            for other in forbidden {
+                assert!(!uses(&code, other), "{} must not use {other}", path.display());
+            }
+        }
+    }
+    for (path, code) in sources(&src) {
+        let inside = |room: &str| path.starts_with(src.join(room)) || path == src.join(format!("{room}.rs"));
+        assert!(inside("store") || inside("postgres") || !code.contains("sqlx"), "{} speaks SQL", path.display());
+        assert!(inside("gateway") || inside("server") || !code.contains("axum"), "{} speaks axum", path.display());
+        assert!(inside("domain") || !code.contains("psl::"), "{} speaks of public suffixes", path.display());
+        for caller in ["server", "cli"] {
+            let may = inside("cli") || inside("server") || path == src.join("lib.rs") || path == src.join("main.rs");
+            assert!(may || !code.contains(&format!("crate::{caller}")), "{} uses {caller}", path.display());
+        }
+    }
+}
