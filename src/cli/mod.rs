@@ -3,6 +3,7 @@
 //! Exit status: 0 done; 1 failed, with one line on standard error that says what to do; 2 wrong usage.
 
 mod admin;
+mod client;
 mod dev;
 mod serve;
 
@@ -45,6 +46,12 @@ enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(admin::Keys),
+    /// Ask whether addresses may be written to: a line each with suppressed, clear or invalid
+    Check(client::Check),
+    /// Write the list, or a part of it, to standard output
+    Export(client::Export),
+    /// Take addresses and domains off the list
+    Remove(client::Remove),
 }
 
 /// Runs the program with the process's own arguments.
@@ -78,5 +85,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Workspaces(command) => admin::workspaces(command).await,
         Command::Users(command) => admin::users(command).await,
         Command::Keys(command) => admin::keys(command).await,
+        Command::Check(options) => client::check(options).await,
+        Command::Export(options) => client::export(options).await,
+        Command::Remove(options) => client::remove(options).await,
     }
 }

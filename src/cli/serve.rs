@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Args, builder::FalseyValueParser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::admin;
 use crate::{
@@ -51,17 +51,18 @@ pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
 }
 
 pub(super) async fn gateway(options: GatewayOptions) -> anyhow::Result<()> {
-    let upstream = dial(&options.upstream, options.upstream_ca.as_deref())?;
+    let upstream = Upstream::Elsewhere(dial("--upstream", &options.upstream, options.upstream_ca.as_deref())?);
     let bound = Bound::gateway(upstream, &options.http).await?;
     tracing::info!(http = bound.http_url(), upstream = options.upstream, "serving");
     until_signalled(bound).await
 }
 
-fn dial(url: &str, ca: Option<&std::path::Path>) -> anyhow::Result<Upstream> {
+/// A connection to a gRPC server, which is made when it is first needed. `flag` names the URL in an error.
+pub(super) fn dial(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Result<Channel> {
     let mut endpoint = Endpoint::from_shared(url.to_owned())
         .ok()
         .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")) && endpoint.uri().host().is_some())
-        .with_context(|| format!("--upstream {url:?} is not a URL such as http://127.0.0.1:50051"))?
+        .with_context(|| format!("{flag} {url:?} is not a URL such as http://127.0.0.1:50051"))?
         .connect_timeout(std::time::Duration::from_secs(5))
         .http2_keep_alive_interval(std::time::Duration::from_secs(30))
         .initial_stream_window_size(4 << 20)
@@ -73,9 +74,9 @@ fn dial(url: &str, ca: Option<&std::path::Path>) -> anyhow::Result<Upstream> {
                 std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
             ));
         }
-        endpoint = endpoint.tls_config(tls).context("--upstream-ca cannot be used")?;
+        endpoint = endpoint.tls_config(tls).with_context(|| format!("{flag}-ca cannot be used"))?;
     }
-    Ok(Upstream::Elsewhere(endpoint.connect_lazy()))
+    Ok(endpoint.connect_lazy())
 }
 
 /// Serves until SIGTERM or Ctrl-C, then drains; a second signal stops at once.

@@ -58,6 +58,28 @@ impl Address {
         }
     }
 
+    /// Brings a text into canonical form whose kind nobody said: one with an `@` inside is an e-mail address, one without is a domain. For
+    /// questions about what is stored; what is to be stored has a type.
+    ///
+    /// # Errors
+    /// As [`Address::parse`]. A public suffix is no fault here: it is never stored, and may be asked about.
+    pub fn parse_any(text: String) -> Result<Self, Failure> {
+        let trimmed = trim(&text);
+        if trimmed.strip_prefix('@').unwrap_or(trimmed).contains('@') {
+            return Self::parse(Kind::Email, text);
+        }
+        parse_domain(&text).map(Self).map_err(Failure::InvalidEmail)
+    }
+
+    /// The texts of the entries that would cover this address, the nearest first: the address itself, its domain, and every domain above that
+    /// an entry can be made for.
+    pub fn covers(&self) -> impl Iterator<Item = &str> {
+        let domain = self.0.rsplit_once('@').map(|(_, domain)| domain);
+        let itself = std::iter::once(self.0.as_str());
+        let first = domain.or_else(|| parent(&self.0));
+        itself.chain(std::iter::successors(first, |domain| parent(domain)))
+    }
+
     /// The canonical text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -255,6 +277,11 @@ fn check_domain(domain: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// The domain above, unless that is a top-level one, which no entry can name.
+fn parent(domain: &str) -> Option<&str> {
+    domain.split_once('.').map(|(_, above)| above).filter(|above| above.contains('.'))
+}
+
 fn is_public_suffix(domain: &str) -> bool {
     List.suffix(domain.as_bytes())
         .is_some_and(|suffix| suffix.typ() == Some(Type::Icann) && suffix.as_bytes().len() == domain.len())
@@ -341,6 +368,20 @@ mod tests {
         assert!(code("www.ck").is_ok(), "an exception of the list");
         assert!(code("github.io").is_ok(), "private section");
         assert!(email("someone@co.uk").is_ok(), "an address blocks itself alone");
+    }
+
+    #[test]
+    fn an_address_is_covered_by_whole_labels() {
+        let covers =
+            |text: &str| -> Vec<String> { Address::parse_any(text.to_owned()).expect(text).covers().map(str::to_owned).collect() };
+        assert_eq!(
+            covers("X@mail.eu.badcompany.com"),
+            ["x@mail.eu.badcompany.com", "mail.eu.badcompany.com", "eu.badcompany.com", "badcompany.com"]
+        );
+        assert_eq!(covers("a@b.co"), ["a@b.co", "b.co"]);
+        assert_eq!(covers("@Mail.BadCompany.com"), ["mail.badcompany.com", "badcompany.com"]);
+        assert_eq!(covers("co.uk"), ["co.uk"]);
+        assert_eq!(Address::parse_any("nonsense".to_owned()).map_err(Failure::code), Err("INVALID_EMAIL"));
     }
 
     #[test]

@@ -111,6 +111,12 @@ macro_rules! public_id {
             }
         }
 
+        impl From<i64> for $name {
+            fn from(number: i64) -> Self {
+                Self(number)
+            }
+        }
+
         impl FromStr for $name {
             type Err = String;
 

@@ -8,9 +8,11 @@ mod batch;
 mod entry;
 mod error;
 mod key;
+mod page;
 
 pub use address::{Address, Kind};
 pub use batch::{BATCH_ENTRIES_MIN, Batch, Tally};
 pub use entry::{Entry, Failure, REASON_CHARS_MAX, Reason};
 pub use error::Error;
 pub use key::{ApiKey, KeyHash, KeyId, KeyKind, UserId, WorkspaceId};
+pub use page::{Filter, Position};

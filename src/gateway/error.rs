@@ -36,8 +36,13 @@ impl Problem {
         problem
     }
 
+    /// What it says, without the form around it.
+    pub(super) fn into_message(self) -> String {
+        self.message
+    }
+
     pub(super) fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "There is no such path. POST entries to /v1/dnc/import.")
+        Self::new(StatusCode::NOT_FOUND, "There is no such path. The calls are under /v1/dnc.")
     }
 
     pub(super) fn method_not_allowed() -> Self {
@@ -48,7 +53,10 @@ impl Problem {
     }
 
     pub(super) fn media_type() -> Self {
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Send the body as Content-Type: application/json.")
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "Send the body as Content-Type: application/json; an import also takes application/x-ndjson and text/csv. Content-Encoding is not supported.",
+        )
     }
 
     pub(super) fn too_large(bytes_max: usize) -> Self {

@@ -5,17 +5,29 @@
 
 use std::fmt;
 
+use axum::http::HeaderValue;
 use prost::Message;
+use prost_types::Timestamp;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, value::MapAccessDeserializer},
 };
+use sha2::{Digest, Sha256};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use super::error::Problem;
-use crate::proto::{Entry, EntryType, ImportEntriesRequest, ImportEntriesResponse, ImportOptions};
+use crate::proto::{
+    CheckEntriesRequest, CheckEntriesResponse, DeleteEntriesRequest, DeleteEntriesResponse, Entry, EntryError, EntryFilter,
+    EntryType, ImportEntriesRequest, ImportEntriesResponse, ImportOptions, ListEntriesRequest, ListEntriesResponse,
+    SummarizeEntriesResponse,
+};
 
 /// The public reference's limit of one JSON import.
 const ENTRIES_MAX: usize = 10_000;
+
+/// Entries a page, as the public reference has it.
+const LIMIT: i32 = 25;
+const LIMIT_MAX: i32 = 100;
 
 /// Room for one message below the service's limit of 4 MiB.
 const MESSAGE_BYTES_MAX: usize = 3 << 20;
@@ -34,14 +46,151 @@ pub(super) struct Success<T> {
     pub(super) data: T,
 }
 
-/// Reads `?name=true|false`; false when it is not there.
-pub(super) fn query_flag(query: Option<&str>, name: &str) -> Result<bool, Problem> {
-    let mut values = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).filter(|(key, _)| key == name);
-    match (values.next().as_ref().map(|(_, value)| value.as_ref()), values.next()) {
-        (None, _) | (Some("false"), None) => Ok(false),
-        (Some("true"), None) => Ok(true),
-        (Some(_), _) => Err(Problem::invalid(name, "expected true or false, once")),
+/// The part of a URL behind the question mark. Names that nobody asks for are ignored.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// Reads the raw text.
+    pub(super) fn parse(query: Option<&str>) -> Self {
+        Self(url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect())
     }
+
+    pub(super) fn get(&self, name: &str) -> Result<Option<&str>, Problem> {
+        let mut values = self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value),
+            (_, Some(_)) => Err(Problem::invalid(name, "expected once")),
+        }
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, Problem> {
+        match self.get(name)? {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(Problem::invalid(name, "expected true or false")),
+        }
+    }
+
+    /// Entries a page: 1 to 100.
+    pub(super) fn limit(&self) -> Result<i32, Problem> {
+        let Some(text) = self.get("limit")? else { return Ok(LIMIT) };
+        text.parse()
+            .ok()
+            .filter(|limit| (1..=LIMIT_MAX).contains(limit))
+            .ok_or_else(|| Problem::invalid("limit", &format!("expected a number from 1 to {LIMIT_MAX}")))
+    }
+
+    fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
+        let Some(text) = self.get(name)? else { return Ok(None) };
+        // A plus sign that nobody escaped has become a space.
+        let time = OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339)
+            .map_err(|_| Problem::invalid(name, "expected a time such as 2024-06-01T10:00:00.000Z"))?;
+        Ok(Some(Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() }))
+    }
+
+    /// The filters of a list.
+    pub(super) fn filter(&self) -> Result<EntryFilter, Problem> {
+        Ok(EntryFilter {
+            r#type: entry_type(self.get("type")?)?.into(),
+            reason: self.get("reason")?.unwrap_or_default().to_owned(),
+            search: self.get("search")?.unwrap_or_default().to_owned(),
+            create_time_from: self.time("createdFrom")?,
+            create_time_to: self.time("createdTo")?,
+        })
+    }
+}
+
+fn entry_type(name: Option<&str>) -> Result<EntryType, Problem> {
+    match name {
+        None => Ok(EntryType::Unspecified),
+        Some("email") => Ok(EntryType::Email),
+        Some("domain") => Ok(EntryType::Domain),
+        Some(_) => Err(Problem::invalid("type", "expected email or domain")),
+    }
+}
+
+/// The options of an import.
+pub(super) fn import_options(
+    query: &Query,
+    idempotency_key: Option<HeaderValue>,
+    default_reason: &str,
+) -> Result<ImportOptions, Problem> {
+    let request_id = match &idempotency_key {
+        Some(value) => value.to_str().map_err(|_| Problem::invalid("Idempotency-Key", "expected at most 128 ASCII characters"))?,
+        None => "",
+    };
+    Ok(ImportOptions {
+        validate_only: query.flag("validateOnly")?,
+        default_reason: default_reason.to_owned(),
+        request_id: request_id.to_owned(),
+    })
+}
+
+/// The page that `GET /v1/dnc` asks for.
+pub(super) fn list_request(query: &Query) -> Result<ListEntriesRequest, Problem> {
+    Ok(ListEntriesRequest {
+        filter: Some(query.filter()?),
+        page_size: query.limit()?,
+        page_token: query.get("cursor")?.unwrap_or_default().to_owned(),
+    })
+}
+
+/// `{"emails": […]}` of a check.
+pub(super) fn check_request(bytes: &[u8]) -> Result<CheckEntriesRequest, Problem> {
+    #[derive(Deserialize)]
+    struct CheckBody {
+        emails: Vec<String>,
+    }
+    let CheckBody { emails } = parse(bytes)?;
+    Ok(CheckEntriesRequest { emails: addresses(emails)? })
+}
+
+/// `?email=` of a check.
+pub(super) fn check_one_request(query: &Query) -> Result<CheckEntriesRequest, Problem> {
+    let email = query.get("email")?.ok_or_else(|| Problem::invalid("email", "is missing"))?;
+    Ok(CheckEntriesRequest { emails: vec![cut(email.to_owned())] })
+}
+
+/// `{"emails": […]}` or `{"selectAll": true, …}` of a deletion. That it is exactly one of the two is the service's rule.
+pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Problem> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct DeleteBody {
+        emails: Option<Vec<String>>,
+        #[serde(default)]
+        select_all: bool,
+        search: Option<String>,
+        r#type: Option<String>,
+        reason: Option<String>,
+        #[serde(default)]
+        validate_only: bool,
+    }
+    let body: DeleteBody = parse(bytes)?;
+    let is_filtered = body.search.is_some() || body.r#type.is_some() || body.reason.is_some();
+    let filter = EntryFilter {
+        r#type: entry_type(body.r#type.as_deref())?.into(),
+        reason: body.reason.unwrap_or_default(),
+        search: body.search.unwrap_or_default(),
+        ..EntryFilter::default()
+    };
+    Ok(DeleteEntriesRequest {
+        emails: body.emails.map(addresses).transpose()?.unwrap_or_default(),
+        filter: is_filtered.then_some(filter),
+        all: body.select_all,
+        validate_only: body.validate_only,
+    })
+}
+
+/// Addresses named in a body: as many as are allowed, and not too long for a message together.
+fn addresses(emails: Vec<String>) -> Result<Vec<String>, Problem> {
+    if emails.is_empty() || emails.len() > ENTRIES_MAX {
+        return Err(Problem::invalid("emails", &format!("expected 1 to {ENTRIES_MAX} addresses, got {}", emails.len())));
+    }
+    let emails: Vec<String> = emails.into_iter().map(cut).collect();
+    if emails.iter().map(|email| email.len() + 5).sum::<usize>() > MESSAGE_BYTES_MAX {
+        return Err(Problem::too_large(MESSAGE_BYTES_MAX));
+    }
+    Ok(emails)
 }
 
 /// The entries of `{"entries": [{"email", "type"?, "reason"?}]}`.
@@ -50,15 +199,12 @@ pub(super) fn import_entries(bytes: &[u8]) -> Result<Vec<Entry>, Problem> {
     if entries.is_empty() || entries.len() > ENTRIES_MAX {
         return Err(Problem::invalid("entries", &format!("expected 1 to {ENTRIES_MAX} entries, got {}", entries.len())));
     }
-    Ok(entries
-        .into_iter()
-        .map(|Object(JsonEntry { email, r#type, reason })| Entry {
-            email: cut(email),
-            r#type: r#type.0,
-            reason: cut(reason.unwrap_or_default()),
-            ..Entry::default()
-        })
-        .collect())
+    Ok(entries.into_iter().map(|Object(entry)| entry.into()).collect())
+}
+
+/// The entry on one line, or what is wrong with the line.
+pub(super) fn entry(line: &[u8]) -> Result<Entry, String> {
+    parse(line).map(|entry: JsonEntry| entry.into()).map_err(Problem::into_message)
 }
 
 /// The messages of one import: as few as the service's limit on a message allows.
@@ -91,30 +237,171 @@ fn entry_octets(entry: &Entry) -> usize {
 /// The `data` of an import's answer. As documented, failures are mentioned only if there are any.
 pub(super) fn import_answer(answer: ImportEntriesResponse) -> impl Serialize {
     #[derive(Serialize)]
-    struct Data {
+    struct Imported {
         imported: u64,
         skipped: u64,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        failed: Option<u64>,
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        errors: Vec<Failure>,
+        #[serde(flatten)]
+        failures: Failures,
+    }
+    Imported { imported: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors) }
+}
+
+/// The `data` of the answer when entries are added.
+pub(super) fn add_answer(answer: ImportEntriesResponse) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Added {
+        added: u64,
+        skipped: u64,
+        #[serde(flatten)]
+        failures: Failures,
+    }
+    Added { added: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors) }
+}
+
+#[derive(Serialize)]
+struct Failures {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<JsonError>,
+}
+
+impl Failures {
+    fn of(failed: u64, errors: Vec<EntryError>) -> Self {
+        Self { failed: (failed > 0).then_some(failed), errors: errors.into_iter().map(JsonError::from).collect() }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonError {
+    index: u64,
+    field: String,
+    code: String,
+    message: String,
+}
+
+impl From<EntryError> for JsonError {
+    fn from(error: EntryError) -> Self {
+        Self { index: error.index, field: error.field, code: error.code, message: error.message }
+    }
+}
+
+/// An entry as it is listed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct JsonListed {
+    #[serde(rename = "_id")]
+    id: String,
+    email: String,
+    entry_type: &'static str,
+    workspace_id: String,
+    reason: String,
+    unsubscribed_at: String,
+    created_at: String,
+    updated_at: String,
+    added_by: String,
+}
+
+impl From<Entry> for JsonListed {
+    fn from(entry: Entry) -> Self {
+        // An entry is never changed, and an address is on a workspace's list at most once.
+        let identity = Sha256::digest(format!("{}\0{}", entry.workspace_id, entry.email));
+        let created_at = time_text(entry.create_time.unwrap_or_default());
+        Self {
+            id: identity[..12].iter().map(|byte| format!("{byte:02x}")).collect(),
+            entry_type: type_name(entry.r#type()),
+            email: entry.email,
+            workspace_id: entry.workspace_id,
+            reason: entry.reason,
+            unsubscribed_at: created_at.clone(),
+            updated_at: created_at.clone(),
+            created_at,
+            added_by: entry.added_by,
+        }
+    }
+}
+
+/// An entry type's name in JSON and CSV.
+pub(super) fn type_name(entry_type: EntryType) -> &'static str {
+    match entry_type {
+        EntryType::Unspecified | EntryType::Email => "email",
+        EntryType::Domain => "domain",
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds.
+pub(super) fn time_text(time: Timestamp) -> String {
+    let nanos = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z")).unwrap_or_default()
+}
+
+/// The whole body of a page.
+pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Page {
+        success: bool,
+        data: Vec<JsonListed>,
+        pagination: Pagination,
     }
     #[derive(Serialize)]
-    struct Failure {
-        index: u64,
-        field: String,
-        code: String,
-        message: String,
+    #[serde(rename_all = "camelCase")]
+    struct Pagination {
+        limit: i32,
+        total: i64,
+        has_more: bool,
+        next_cursor: Option<String>,
     }
-    let errors = answer.errors.into_iter();
-    Data {
-        imported: answer.imported,
-        skipped: answer.skipped,
-        failed: (answer.failed > 0).then_some(answer.failed),
-        errors: errors
-            .map(|error| Failure { index: error.index, field: error.field, code: error.code, message: error.message })
-            .collect(),
+    let next_cursor = Some(answer.next_page_token).filter(|token| !token.is_empty());
+    let pagination = Pagination { limit, total: answer.total_size, has_more: next_cursor.is_some(), next_cursor };
+    Page { success: true, data: answer.entries.into_iter().map(JsonListed::from).collect(), pagination }
+}
+
+/// The `data` of a check: an object for each address.
+pub(super) fn check_answer(answer: CheckEntriesResponse) -> Vec<impl Serialize> {
+    #[derive(Serialize)]
+    struct Checked {
+        email: String,
+        suppressed: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        entry: Option<JsonListed>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<JsonError>,
     }
+    let results = answer.results.into_iter().map(|result| Checked {
+        email: result.email,
+        suppressed: result.suppressed,
+        entry: result.entry.map(JsonListed::from),
+        error: result.error.map(JsonError::from),
+    });
+    results.collect()
+}
+
+/// The `data` of a deletion.
+pub(super) fn delete_answer(answer: DeleteEntriesResponse) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Deleted {
+        deleted: i64,
+    }
+    Deleted { deleted: answer.deleted }
+}
+
+/// The `data` of a summary.
+pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Summary {
+        total: i64,
+        reasons: Vec<Reason>,
+    }
+    #[derive(Serialize)]
+    struct Reason {
+        r#type: &'static str,
+        reason: String,
+        count: i64,
+    }
+    let reasons = answer.reasons.into_iter();
+    let reasons = reasons.map(|row| Reason { r#type: type_name(row.r#type()), reason: row.reason, count: row.count });
+    Summary { total: answer.total, reasons: reasons.collect() }
 }
 
 #[derive(Deserialize)]
@@ -131,6 +418,24 @@ struct JsonEntry {
     reason: Option<String>,
 }
 
+impl From<JsonEntry> for Entry {
+    fn from(entry: JsonEntry) -> Self {
+        let JsonEntry { email, r#type, reason } = entry;
+        Self { email: cut(email), r#type: r#type.0, reason: cut(reason.unwrap_or_default()), ..Self::default() }
+    }
+}
+
+/// The number of an entry type's name; empty means that none was given.
+pub(super) fn type_number(name: &str) -> i32 {
+    match name {
+        "" => EntryType::Unspecified.into(),
+        "email" => EntryType::Email.into(),
+        "domain" => EntryType::Domain.into(),
+        _ => UNKNOWN_TYPE,
+    }
+}
+
+/// See [`TEXT_BYTES_MAX`].
 fn cut(mut text: String) -> String {
     if text.len() > TEXT_BYTES_MAX {
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
@@ -161,11 +466,8 @@ impl<'de> Deserialize<'de> for JsonEntryType {
             }
 
             fn visit_str<E>(self, text: &str) -> Result<JsonEntryType, E> {
-                Ok(JsonEntryType(match text {
-                    "email" => EntryType::Email.into(),
-                    "domain" => EntryType::Domain.into(),
-                    _ => UNKNOWN_TYPE,
-                }))
+                // An empty text is a text, and no type's name.
+                Ok(JsonEntryType(if text.is_empty() { UNKNOWN_TYPE } else { type_number(text) }))
             }
         }
         deserializer.deserialize_option(Visitor)

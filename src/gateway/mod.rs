@@ -5,6 +5,7 @@
 //! call is refused before its body is read. Whatever is wrong with the body breaks that stream off, so nothing of it is stored.
 
 mod error;
+mod formats;
 mod json;
 mod upstream;
 
@@ -12,35 +13,37 @@ use std::{
     future::Future,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{RawQuery, Request, State},
-    http::{HeaderMap, HeaderValue, header},
+    http::{HeaderMap, HeaderValue, header, uri::PathAndQuery},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use futures_util::{
-    FutureExt, Stream, StreamExt,
+    FutureExt, Stream, StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::metadata::MetadataMap;
+use tonic::{Streaming, client::Grpc, metadata::MetadataMap};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_prost::ProstCodec;
 use tracing::Instrument;
 
 use self::error::Problem;
+pub use self::formats::Format;
 pub use self::upstream::Upstream;
 use crate::{
-    proto::{ImportOptions, dnc_service_client::DncServiceClient},
+    proto::{ExportEntriesRequest, ImportEntriesResponse, SummarizeEntriesRequest, dnc_service_client::DncServiceClient},
     running::Running,
     telemetry,
 };
@@ -65,15 +68,76 @@ struct Gateway {
     json_body_bytes_max: usize,
 }
 
+/// The body of an answer, and the headers that came with it.
+type Answer<T> = (MetadataMap, T);
+
 impl Gateway {
+    /// Calls a method that answers once. Its messages are made only when the service asks for them; what goes wrong there breaks the call off.
+    async fn call<Q, A>(
+        &self,
+        method: &'static str,
+        headers: &HeaderMap,
+        messages: impl Stream<Item = Result<Q, Problem>> + Send + 'static,
+    ) -> Result<Answer<A>, Problem>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
+        let (messages, fault) = Messages::new(messages);
+        let mut grpc = self.grpc().await?;
+        let request = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), messages);
+        let codec: ProstCodec<Q, A> = ProstCodec::default();
+        let answer = tokio::select! {
+            biased;
+            answer = grpc.client_streaming(request, PathAndQuery::from_static(method), codec) => answer?,
+            Ok(problem) = fault => return Err(self.after_admission(headers, problem).await),
+        };
+        let (metadata, answer, _) = answer.into_parts();
+        Ok((metadata, answer))
+    }
+
+    /// Calls a method that answers with a stream, likewise.
+    async fn call_for_stream<Q, A>(
+        &self,
+        method: &'static str,
+        headers: &HeaderMap,
+        messages: impl Stream<Item = Result<Q, Problem>> + Send + 'static,
+    ) -> Result<Answer<Streaming<A>>, Problem>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
+        let (messages, fault) = Messages::new(messages);
+        let mut grpc = self.grpc().await?;
+        let request = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), messages);
+        let codec: ProstCodec<Q, A> = ProstCodec::default();
+        let answer = tokio::select! {
+            biased;
+            answer = grpc.streaming(request, PathAndQuery::from_static(method), codec) => answer?,
+            Ok(problem) = fault => return Err(self.after_admission(headers, problem).await),
+        };
+        let (metadata, answer, _) = answer.into_parts();
+        Ok((metadata, answer))
+    }
+
+    /// The bare client, since the generated one takes the message of a unary call before the caller was let in. The two look the same on the wire.
+    async fn grpc(&self) -> Result<Grpc<Upstream>, Problem> {
+        // Answers are the service's own, and may be as large as it makes them.
+        let mut grpc = Grpc::new(self.upstream.clone()).max_decoding_message_size(usize::MAX);
+        grpc.ready().await?;
+        Ok(grpc)
+    }
+
     /// Refuses a caller that the service would refuse, before the caller is told what is wrong with its body. A service in this process has
     /// let the caller in before it asked for the body; one elsewhere may answer after the body was sent on its way, so it is asked again.
-    async fn require_admission(&self, metadata: MetadataMap) -> Result<(), Problem> {
+    async fn after_admission(&self, headers: &HeaderMap, problem: Problem) -> Problem {
         if let Upstream::Elsewhere(_) = self.upstream {
-            let nothing = tonic::Request::from_parts(metadata, tonic::Extensions::default(), stream::empty());
-            DncServiceClient::new(self.upstream.clone()).import_entries(nothing).await?;
+            let nothing = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), stream::empty());
+            if let Err(refused) = DncServiceClient::new(self.upstream.clone()).import_entries(nothing).await {
+                return refused.into();
+            }
         }
-        Ok(())
+        problem
     }
 }
 
@@ -81,7 +145,11 @@ impl Gateway {
 /// `draining` is cancelled, new ones are refused.
 pub fn router(upstream: Upstream, json_body_bytes_max: usize, requests: TaskTracker, draining: CancellationToken) -> Router {
     Router::new()
+        .route("/v1/dnc", post(add_entries).get(list_entries).delete(delete_entries))
         .route("/v1/dnc/import", post(import_entries))
+        .route("/v1/dnc/check", post(check_entries).get(check_entry))
+        .route("/v1/dnc/export", get(export_entries))
+        .route("/v1/dnc/summary", get(summarize_entries))
         .route("/healthz", get(|| async { ok(serde_json::json!({ "status": "alive" })) }))
         .route("/readyz", get(readyz))
         .fallback(async || Problem::not_found())
@@ -139,26 +207,117 @@ async fn import_entries(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let json_body_bytes_max = gateway.json_body_bytes_max;
-    let metadata = metadata(&headers);
-    let (messages, fault) = lazily(async move {
-        let validate_only = json::query_flag(query.as_deref(), "validateOnly")?;
-        let bytes = read_json(&headers, body, json_body_bytes_max).await?;
-        let entries = json::import_entries(&bytes)?;
-        Ok(json::import_requests(entries, ImportOptions { validate_only, ..ImportOptions::default() }))
-    });
-    let mut client = DncServiceClient::new(gateway.upstream.clone());
-    let request = tonic::Request::from_parts(metadata.clone(), tonic::Extensions::default(), messages);
-    let answer = tokio::select! {
-        biased;
-        answer = client.import_entries(request) => answer?,
-        Ok(problem) = fault => {
-            gateway.require_admission(metadata).await?;
-            return Err(problem);
-        }
-    };
-    let (metadata, answer, _) = answer.into_parts();
+    let (metadata, answer) = gateway.import(query, &headers, body, "").await?;
     Ok(pass_back(&metadata, ok(json::import_answer(answer))))
+}
+
+async fn add_entries(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (metadata, answer) = gateway.import(query, &headers, body, "manual").await?;
+    Ok(pass_back(&metadata, ok(json::add_answer(answer))))
+}
+
+async fn list_entries(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let limit = json::Query::parse(query.as_deref()).limit();
+    let request = once(async move { json::list_request(&json::Query::parse(query.as_deref())) });
+    let (metadata, answer) = gateway.call("/dnc.v1.DncService/ListEntries", &headers, request).await?;
+    Ok(pass_back(&metadata, Json(json::list_answer(answer, limit?)).into_response()))
+}
+
+async fn delete_entries(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let bytes = gateway.json_body(&headers, body);
+    let request = once(async move { json::delete_request(&bytes.await?) });
+    let (metadata, answer) = gateway.call("/dnc.v1.DncService/DeleteEntries", &headers, request).await?;
+    Ok(pass_back(&metadata, ok(json::delete_answer(answer))))
+}
+
+async fn check_entries(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let bytes = gateway.json_body(&headers, body);
+    let request = once(async move { json::check_request(&bytes.await?) });
+    let (metadata, answer) = gateway.call("/dnc.v1.DncService/CheckEntries", &headers, request).await?;
+    Ok(pass_back(&metadata, ok(json::check_answer(answer))))
+}
+
+async fn check_entry(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let request = once(async move { json::check_one_request(&json::Query::parse(query.as_deref())) });
+    let (metadata, answer) = gateway.call("/dnc.v1.DncService/CheckEntries", &headers, request).await?;
+    let result = json::check_answer(answer).into_iter().next().ok_or_else(Problem::internal)?;
+    Ok(pass_back(&metadata, ok(result)))
+}
+
+async fn export_entries(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let format = Format::of_query(&json::Query::parse(query.as_deref()));
+    let request = once(async move {
+        let query = json::Query::parse(query.as_deref());
+        Format::of_query(&query)?;
+        Ok(ExportEntriesRequest { filter: Some(query.filter()?) })
+    });
+    let (metadata, entries) = gateway.call_for_stream("/dnc.v1.DncService/ExportEntries", &headers, request).await?;
+    Ok(pass_back(&metadata, formats::file(format?, entries)))
+}
+
+async fn summarize_entries(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let request = once(async { Ok(SummarizeEntriesRequest {}) });
+    let (metadata, answer) = gateway.call("/dnc.v1.DncService/SummarizeEntries", &headers, request).await?;
+    Ok(pass_back(&metadata, ok(json::summary_answer(answer))))
+}
+
+impl Gateway {
+    async fn import(
+        &self,
+        query: Option<String>,
+        headers: &HeaderMap,
+        body: Body,
+        default_reason: &'static str,
+    ) -> Result<Answer<ImportEntriesResponse>, Problem> {
+        let request_id = headers.get("idempotency-key").cloned();
+        let faults = formats::Faults::default();
+        let (received, json_bytes_max, kept) = (headers.clone(), self.json_body_bytes_max, faults.clone());
+        let messages = once(async move {
+            let options = json::import_options(&json::Query::parse(query.as_deref()), request_id, default_reason)?;
+            Ok(match media_type(&received)? {
+                MediaType::File(format) => formats::messages(format, body, options, kept).boxed(),
+                MediaType::Json => {
+                    let entries = json::import_entries(&read_json(&received, body, json_bytes_max).await?)?;
+                    stream::iter(json::import_requests(entries, options)).map(Ok).boxed()
+                }
+            })
+        });
+        let (metadata, mut answer): Answer<ImportEntriesResponse> =
+            self.call("/dnc.v1.DncService/ImportEntries", headers, messages.try_flatten()).await?;
+        // What went to the service in place of a bad line was refused for being empty; the caller is told why it was.
+        for (index, cause) in faults.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if let Ok(place) = answer.errors.binary_search_by_key(&index, |error| error.index) {
+                answer.errors[place].message = format!("The line {cause}.");
+            }
+        }
+        Ok((metadata, answer))
+    }
+
+    fn json_body(&self, headers: &HeaderMap, body: Body) -> impl Future<Output = Result<Vec<u8>, Problem>> + Send + use<> {
+        let (headers, bytes_max) = (headers.clone(), self.json_body_bytes_max);
+        async move { read_json(&headers, body, bytes_max).await }
+    }
+}
+
+fn once<T>(make: impl Future<Output = Result<T, Problem>> + Send) -> impl Stream<Item = Result<T, Problem>> + Send {
+    stream::once(make)
 }
 
 fn ok(data: impl serde::Serialize) -> Response {
@@ -184,26 +343,29 @@ fn pass_back(metadata: &MetadataMap, mut response: Response) -> Response {
     response
 }
 
-/// Messages that are made when the service first asks for one. When they cannot be made, the stream stands still for ever and
-/// the cause comes out of the receiver: ending the stream would look like a whole, shorter import.
-fn lazily<M: Send + 'static>(
-    make: impl Future<Output = Result<Vec<M>, Problem>> + Send + 'static,
-) -> (Messages<M>, oneshot::Receiver<Problem>) {
-    let (report, fault) = oneshot::channel();
-    let messages = stream::once(async move {
-        match make.await {
-            Ok(messages) => stream::iter(messages).left_stream(),
-            Err(problem) => {
-                let _ = report.send(problem);
-                stream::pending().right_stream()
-            }
-        }
-    });
-    (Messages(messages.flatten().boxed()), fault)
-}
-
-/// A boxed stream with a name: the compiler cannot see through the bare one that a call with it may move between threads.
+/// The messages of a call. When one cannot be made, the stream stands still for ever and the cause comes out of the receiver: ending it would
+/// look like a whole, shorter call.
 struct Messages<M>(BoxStream<'static, M>);
+
+impl<M: Send + 'static> Messages<M> {
+    fn new(messages: impl Stream<Item = Result<M, Problem>> + Send + 'static) -> (Self, oneshot::Receiver<Problem>) {
+        let (report, fault) = oneshot::channel();
+        let mut report = Some(report);
+        let messages = messages.then(move |message| {
+            let report = if message.is_err() { report.take() } else { None };
+            async move {
+                match message {
+                    Ok(message) => message,
+                    Err(problem) => {
+                        let _ = report.map(|report| report.send(problem));
+                        std::future::pending().await
+                    }
+                }
+            }
+        });
+        (Self(messages.boxed()), fault)
+    }
+}
 
 impl<M> Stream for Messages<M> {
     type Item = M;
@@ -213,25 +375,54 @@ impl<M> Stream for Messages<M> {
     }
 }
 
-/// The whole body of a JSON request.
-async fn read_json(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Vec<u8>, Problem> {
-    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
+enum MediaType {
+    Json,
+    File(Format),
+}
+
+fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
+    let is_encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get(header::CONTENT_ENCODING).is_some_and(is_encoded) {
         return Err(Problem::media_type());
     }
+    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "application/json" => Ok(MediaType::Json),
+        "application/x-ndjson" => Ok(MediaType::File(Format::Ndjson)),
+        "text/csv" => Ok(MediaType::File(Format::Csv)),
+        _ => Err(Problem::media_type()),
+    }
+}
+
+/// The next octets of a body; none at its end.
+async fn next_chunk(body: &mut Body) -> Result<Option<Bytes>, Problem> {
+    loop {
+        let frame = tokio::time::timeout(BODY_IDLE_TIMEOUT, body.frame()).await.map_err(|_| Problem::timed_out())?;
+        match frame.transpose().map_err(|_| Problem::broken_body())? {
+            None => return Ok(None),
+            Some(frame) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// The whole body of a JSON request.
+async fn read_json(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Vec<u8>, Problem> {
+    let MediaType::Json = media_type(headers)? else { return Err(Problem::media_type()) };
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         return Err(Problem::too_large(bytes_max));
     }
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default());
-    let mut data = Limited::new(body, bytes_max);
-    while let Some(frame) = tokio::time::timeout(BODY_IDLE_TIMEOUT, data.frame()).await.map_err(|_| Problem::timed_out())? {
-        match frame {
-            Ok(frame) => bytes.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            Err(error) if error.is::<LengthLimitError>() => return Err(Problem::too_large(bytes_max)),
-            Err(_) => return Err(Problem::broken_body()),
+    while let Some(chunk) = next_chunk(&mut body).await? {
+        if bytes.len() + chunk.len() > bytes_max {
+            return Err(Problem::too_large(bytes_max));
         }
+        bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
 }

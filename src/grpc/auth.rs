@@ -48,7 +48,12 @@ enum Needs {
 /// Every method there is. What is not in this table is refused.
 fn needs(path: &str) -> Option<Needs> {
     match path {
-        "/dnc.v1.DncService/ImportEntries" => Some(Needs::Workspace),
+        "/dnc.v1.DncService/ImportEntries"
+        | "/dnc.v1.DncService/CheckEntries"
+        | "/dnc.v1.DncService/ListEntries"
+        | "/dnc.v1.DncService/ExportEntries"
+        | "/dnc.v1.DncService/DeleteEntries"
+        | "/dnc.v1.DncService/SummarizeEntries" => Some(Needs::Workspace),
         _ => None,
     }
 }

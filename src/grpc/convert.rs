@@ -1,9 +1,23 @@
 //! Proto to domain and back, all of it. The border of trust: what comes out of here holds to the rules.
 
+use prost::Message;
+use prost_types::Timestamp;
+use time::OffsetDateTime;
+use unicode_normalization::UnicodeNormalization;
+
 use crate::{
-    domain::{Address, Entry, Error, Failure, Kind, Reason, Tally},
+    domain::{Address, Entry, Error, Failure, Filter, Kind, Reason, Tally, WorkspaceId},
     proto,
+    store::{EntryRow, Replay},
 };
+
+/// Addresses that one call may name.
+const ADDRESSES_MAX: usize = 10_000;
+
+const REQUEST_ID_CHARS_MAX: usize = 128;
+const SEARCH_OCTETS_MAX: usize = 254;
+const PAGE_ENTRIES: u32 = 25;
+const PAGE_ENTRIES_MAX: u32 = 1_000;
 
 /// A reason that the call gives to entries without one; `fallback` when the call has none.
 pub(super) fn default_reason(text: String, fallback: &str) -> Result<Reason, Error> {
@@ -27,16 +41,115 @@ pub(super) fn entry(entry: proto::Entry, default_reason: &Reason) -> Result<Entr
     })
 }
 
+/// The caller's name for an import; none when it has none.
+pub(super) fn request_id(text: String) -> Result<Option<String>, Error> {
+    if text.chars().count() > REQUEST_ID_CHARS_MAX || text.contains(char::is_control) {
+        let message = format!("A request id has at most {REQUEST_ID_CHARS_MAX} characters, and no control characters.");
+        return Err(Error::invalid("options.request_id", message));
+    }
+    Ok(Some(text).filter(|text| !text.is_empty()))
+}
+
 /// The answer of an import.
-pub(super) fn tally(tally: Tally) -> proto::ImportEntriesResponse {
+pub(super) fn tally(tally: &Tally) -> proto::ImportEntriesResponse {
     proto::ImportEntriesResponse {
         imported: tally.imported,
         skipped: tally.skipped,
         failed: tally.failed,
-        errors: tally.errors.into_iter().map(|(index, failure)| entry_error(index, failure)).collect(),
+        errors: tally.errors.iter().map(|(index, failure)| entry_error(*index, *failure)).collect(),
     }
 }
 
-fn entry_error(index: u64, failure: Failure) -> proto::EntryError {
+/// The causes of refused entries as they are kept for a replay: the answer with nothing but them.
+pub(super) fn errors_to_keep(so_far: &Tally) -> Vec<u8> {
+    let answer = tally(so_far);
+    proto::ImportEntriesResponse { errors: answer.errors, ..Default::default() }.encode_to_vec()
+}
+
+/// The answer of an import that was run before.
+pub(super) fn replay(replay: Replay) -> Result<proto::ImportEntriesResponse, Error> {
+    let kept = proto::ImportEntriesResponse::decode(replay.errors.unwrap_or_default().as_slice()).map_err(Error::internal)?;
+    Ok(proto::ImportEntriesResponse {
+        imported: replay.imported,
+        skipped: replay.skipped,
+        failed: replay.failed,
+        errors: kept.errors,
+    })
+}
+
+/// A request's addresses, each with its place among them, or the cause why it is none.
+pub(super) fn addresses(emails: Vec<String>) -> Result<Vec<Result<Address, Failure>>, Error> {
+    if emails.len() > ADDRESSES_MAX {
+        return Err(Error::invalid("emails", format!("At most {ADDRESSES_MAX} addresses fit one call, got {}.", emails.len())));
+    }
+    Ok(emails.into_iter().map(Address::parse_any).collect())
+}
+
+/// Which entries a caller means.
+pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error> {
+    let filter = filter.unwrap_or_default();
+    let kind = match proto::EntryType::try_from(filter.r#type) {
+        Ok(proto::EntryType::Unspecified) => None,
+        Ok(proto::EntryType::Email) => Some(Kind::Email),
+        Ok(proto::EntryType::Domain) => Some(Kind::Domain),
+        Err(_) => return Err(Error::invalid("filter.type", "The type is neither email nor domain.")),
+    };
+    let reason = Reason::parse(filter.reason).map_err(|failure| Error::invalid("filter.reason", failure.message()))?;
+    if filter.search.len() > SEARCH_OCTETS_MAX || filter.search.contains('\0') {
+        return Err(Error::invalid(
+            "filter.search",
+            format!("The search has at most {SEARCH_OCTETS_MAX} octets, none of them zero."),
+        ));
+    }
+    // As addresses are brought into their canonical form.
+    let search: String = filter.search.trim().nfc().collect::<String>().to_lowercase().nfc().collect();
+    Ok(Filter {
+        kind,
+        reason: reason.map(Reason::into_string),
+        search: Some(search).filter(|search| !search.is_empty()),
+        created_from: filter.create_time_from.map(|at| time_of("filter.create_time_from", at)).transpose()?,
+        created_to: filter.create_time_to.map(|at| time_of("filter.create_time_to", at)).transpose()?,
+    })
+}
+
+fn time_of(field: &str, at: Timestamp) -> Result<OffsetDateTime, Error> {
+    let nanos = i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos);
+    OffsetDateTime::from_unix_timestamp_nanos(nanos)
+        .ok()
+        .filter(|at| (1..=9999).contains(&at.year()) && (0..1_000_000_000).contains(&(nanos.rem_euclid(1_000_000_000))))
+        .ok_or_else(|| Error::invalid(field, "The time is not one between the years 1 and 9999."))
+}
+
+/// How many entries a page has.
+pub(super) fn page_size(asked: i32) -> Result<u32, Error> {
+    match u32::try_from(asked) {
+        Ok(0) => Ok(PAGE_ENTRIES),
+        Ok(asked) => Ok(asked.min(PAGE_ENTRIES_MAX)),
+        Err(_) => Err(Error::invalid("page_size", "The page size must not be negative.")),
+    }
+}
+
+/// An entry as callers see it.
+pub(super) fn stored(workspace: WorkspaceId, row: EntryRow) -> proto::Entry {
+    proto::Entry {
+        r#type: entry_type(if row.address.contains('@') { Kind::Email } else { Kind::Domain }).into(),
+        email: row.address,
+        reason: row.reason,
+        workspace_id: workspace.to_string(),
+        create_time: Some(Timestamp { seconds: row.created_at.unix_timestamp(), nanos: row.created_at.nanosecond().cast_signed() }),
+        added_by: row.added_by.to_string(),
+    }
+}
+
+/// A kind's number in the proto.
+pub(super) fn entry_type(kind: Kind) -> proto::EntryType {
+    match kind {
+        Kind::Email => proto::EntryType::Email,
+        Kind::Domain => proto::EntryType::Domain,
+    }
+}
+
+/// A refused entry or address, with its place.
+pub(super) fn entry_error(index: u64, failure: Failure) -> proto::EntryError {
     proto::EntryError { index, field: failure.field().to_owned(), code: failure.code().to_owned(), message: failure.message() }
 }

@@ -3,10 +3,13 @@
 //! While some batches are at the database, each on its own connection, the next one is filled; when too many are there, nothing
 //! more is read, so the pace of the database becomes the pace of the sender through HTTP/2's own flow control.
 
+use std::time::Duration;
+
 use tokio::{
     task::{JoinError, JoinSet},
     time::timeout,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
 use tracing::Instrument;
 
@@ -16,9 +19,9 @@ use super::{
     convert, status,
 };
 use crate::{
-    domain::{Batch, Error, Reason, Tally},
-    proto::ImportEntriesRequest,
-    store::{BatchCounts, ImportId, Rehearsal, Store},
+    domain::{Batch, Error, Reason, Tally, WorkspaceId},
+    proto::{ImportEntriesRequest, ImportEntriesResponse},
+    store::{BatchCounts, Claim, ImportId, Rehearsal, Replay, Store},
 };
 
 /// The reason of entries without one, when the call has no default of its own.
@@ -34,26 +37,77 @@ pub(super) async fn run(
     principal: Principal,
     limits: ImportLimits,
     mut messages: Streaming<ImportEntriesRequest>,
-) -> Result<Tally, Status> {
+) -> Result<ImportEntriesResponse, Status> {
     let first = match next_message(&mut messages, limits).await {
         Ok(Some(first)) => first,
-        Ok(None) => return Ok(Tally::default()),
+        Ok(None) => return Ok(ImportEntriesResponse::default()),
         Err(error) => return Err(status::of_import(error, &Tally::default())),
     };
     let options = first.options.clone().unwrap_or_default();
     let default_reason = convert::default_reason(options.default_reason, DEFAULT_REASON).map_err(status::from_error)?;
+    let request_id = convert::request_id(options.request_id).map_err(status::from_error)?.filter(|_| !options.validate_only);
+    let id = ImportId::new();
+    let claim = match request_id {
+        Some(request_id) => {
+            match Claimed::wait_for(store, principal.workspace, id, request_id).await.map_err(status::from_error)? {
+                Ok(claim) => Some(claim),
+                Err(replay) => return convert::replay(replay).map_err(status::from_error),
+            }
+        }
+        None => None,
+    };
     let sink = if options.validate_only {
         Sink::Rehearse { store: store.clone(), rehearsal: None }
     } else {
-        Sink::Store { store: store.clone(), import: ImportId::new(), in_flight: JoinSet::new() }
+        Sink::Store { store: store.clone(), import: id, in_flight: JoinSet::new(), claim }
     };
     let mut import = Import { auth, principal, limits, default_reason, sink, tally: Tally::default(), failed_logged: 0 };
     match import.take_all(first, messages).await {
-        Ok(()) => Ok(import.tally),
+        Ok(()) => Ok(convert::tally(&import.tally)),
         Err(error) => {
             import.settle().await;
             Err(status::of_import(error, &import.tally))
         }
+    }
+}
+
+/// A request id that is this import's own. Renewed in the background until it is dropped.
+struct Claimed {
+    request_id: String,
+    _renewing: AbortOnDropHandle<()>,
+}
+
+impl Claimed {
+    /// Claims the id, or waits until the import that has it is done and answers its outcome.
+    async fn wait_for(
+        store: &Store,
+        workspace: WorkspaceId,
+        import: ImportId,
+        request_id: String,
+    ) -> Result<Result<Self, Replay>, Error> {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match store.claim_request(workspace, import, &request_id).await? {
+                Claim::Mine => break,
+                Claim::Done(replay) => return Ok(Err(replay)),
+                Claim::Busy => {
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(Duration::from_secs(1));
+                }
+            }
+        }
+        let renewing = tokio::spawn({
+            let (store, request_id) = (store.clone(), request_id.clone());
+            async move {
+                loop {
+                    tokio::time::sleep(Store::LEASE / 3).await;
+                    if let Err(error) = store.renew_claim(workspace, import, &request_id).await {
+                        tracing::warn!(cause = %error, "a request id could not be renewed");
+                    }
+                }
+            }
+        });
+        Ok(Ok(Self { request_id, _renewing: AbortOnDropHandle::new(renewing) }))
     }
 }
 
@@ -85,7 +139,7 @@ struct Import<'a> {
 /// Where batches go.
 enum Sink {
     /// Into the table, several at once. Each task answers how many entries its batch received and how many of them were new.
-    Store { store: Store, import: ImportId, in_flight: JoinSet<Result<(u64, u64), Error>> },
+    Store { store: Store, import: ImportId, in_flight: JoinSet<Result<(u64, u64), Error>>, claim: Option<Claimed> },
     /// Nowhere: one batch after the other is only looked up. The session for it is opened when a second batch turns out to be needed.
     Rehearse { store: Store, rehearsal: Option<Rehearsal> },
 }
@@ -114,6 +168,9 @@ impl Import<'_> {
         }
         if index > 0 {
             self.send(batch, true).await?;
+        } else {
+            // Nothing was imported, so there is nothing to be answered again.
+            self.settle().await;
         }
         Ok(())
     }
@@ -125,10 +182,16 @@ impl Import<'_> {
         let received = batch.len() as u64;
         let ids = (self.principal.workspace, self.principal.key);
         match &mut self.sink {
-            Sink::Store { store, import, in_flight } => {
+            Sink::Store { store, import, in_flight, claim } => {
                 let in_flight_max = if is_last { 1 } else { self.limits.batches_in_flight_max };
                 while in_flight.len() >= in_flight_max {
                     collect_one(in_flight, &mut self.tally).await?;
+                }
+                if let Some(claim) = claim
+                    && is_last
+                    && self.tally.failed > 0
+                {
+                    store.keep_errors(ids.0, *import, &claim.request_id, &convert::errors_to_keep(&self.tally)).await?;
                 }
                 let ids = (ids.0, ids.1, *import);
                 let counts = BatchCounts { received, failed: self.tally.failed - self.failed_logged, finishes: is_last };
@@ -168,10 +231,15 @@ impl Import<'_> {
 
     /// After an error: waits for the batches that are still on their way, so that the counts include every one that was stored.
     async fn settle(&mut self) {
-        if let Sink::Store { in_flight, .. } = &mut self.sink {
+        if let Sink::Store { store, import, in_flight, claim } = &mut self.sink {
             while !in_flight.is_empty() {
                 // The first error is the one that is reported; those of the batches beside it have the same cause.
                 let _ = collect_one(in_flight, &mut self.tally).await;
+            }
+            if let Some(claim) = claim.take()
+                && let Err(error) = store.release_claim(self.principal.workspace, *import, &claim.request_id).await
+            {
+                tracing::debug!(cause = %error, "a request id stays claimed until its lease ends");
             }
         }
     }

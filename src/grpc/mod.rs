@@ -4,18 +4,27 @@
 //! messages pass `convert` (behind which values are right by construction); errors leave through `status`.
 
 pub mod auth;
+mod check;
 mod convert;
+mod delete;
 pub mod health;
 mod import;
+mod list;
 mod status;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream::BoxStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use self::auth::{Authenticator, Principal};
 use crate::{
-    proto::{ImportEntriesRequest, ImportEntriesResponse, dnc_service_server},
+    domain::Error,
+    proto::{
+        CheckEntriesRequest, CheckEntriesResponse, DeleteEntriesRequest, DeleteEntriesResponse, ExportEntriesRequest,
+        ExportEntriesResponse, ImportEntriesRequest, ImportEntriesResponse, ListEntriesRequest, ListEntriesResponse,
+        SummarizeEntriesRequest, SummarizeEntriesResponse, dnc_service_server,
+    },
     store::Store,
 };
 
@@ -54,7 +63,7 @@ fn principal<T>(request: &Request<T>) -> Result<Principal, Status> {
         .extensions()
         .get::<Principal>()
         .cloned()
-        .ok_or_else(|| status::from_error(crate::domain::Error::internal("a call came past the guard")))
+        .ok_or_else(|| status::from_error(Error::internal("a call came past the guard")))
 }
 
 #[tonic::async_trait]
@@ -64,7 +73,39 @@ impl dnc_service_server::DncService for DncService {
         request: Request<Streaming<ImportEntriesRequest>>,
     ) -> Result<Response<ImportEntriesResponse>, Status> {
         let principal = principal(&request)?;
-        let tally = import::run(&self.store, &self.auth, principal, self.limits, request.into_inner()).await?;
-        Ok(Response::new(convert::tally(tally)))
+        import::run(&self.store, &self.auth, principal, self.limits, request.into_inner()).await.map(Response::new)
     }
+
+    async fn check_entries(&self, request: Request<CheckEntriesRequest>) -> Result<Response<CheckEntriesResponse>, Status> {
+        let principal = principal(&request)?;
+        answer(check::run(&self.store, &principal, request.into_inner()).await)
+    }
+
+    async fn list_entries(&self, request: Request<ListEntriesRequest>) -> Result<Response<ListEntriesResponse>, Status> {
+        let principal = principal(&request)?;
+        answer(list::page(&self.store, &principal, request.into_inner()).await)
+    }
+
+    type ExportEntriesStream = BoxStream<'static, Result<ExportEntriesResponse, Status>>;
+
+    async fn export_entries(&self, request: Request<ExportEntriesRequest>) -> Result<Response<Self::ExportEntriesStream>, Status> {
+        let principal = principal(&request)?;
+        answer(list::export(self.store.clone(), self.auth.clone(), principal, request.into_inner()).map(StreamExt::boxed))
+    }
+
+    async fn delete_entries(&self, request: Request<DeleteEntriesRequest>) -> Result<Response<DeleteEntriesResponse>, Status> {
+        let principal = principal(&request)?;
+        answer(delete::run(&self.store, &self.auth, &principal, request.into_inner()).await)
+    }
+
+    async fn summarize_entries(
+        &self,
+        request: Request<SummarizeEntriesRequest>,
+    ) -> Result<Response<SummarizeEntriesResponse>, Status> {
+        answer(list::summarize(&self.store, &principal(&request)?).await)
+    }
+}
+
+fn answer<T>(outcome: Result<T, Error>) -> Result<Response<T>, Status> {
+    outcome.map(Response::new).map_err(status::from_error)
 }

@@ -1,6 +1,6 @@
 //! The hot table, and the one way in which domain entries become rows.
 
-use sqlx::{PgPool, pool::PoolConnection, postgres::Postgres, query, query_scalar};
+use sqlx::{pool::PoolConnection, postgres::Postgres, query, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{BatchCounts, ImportId, Store, error::from_sqlx, imports};
@@ -24,7 +24,7 @@ impl Store {
         let _slot = self.import_slots.acquire().await.map_err(Error::internal)?;
         let (addresses, reasons): (Vec<String>, Vec<String>) =
             entries.into_iter().map(|entry| (entry.address.into_string(), entry.reason.into_string())).unzip();
-        insert_batch(&self.pool, ids, &addresses, &reasons, counts).await.map_err(from_sqlx)
+        insert_batch(self, ids, &addresses, &reasons, counts).await.map_err(from_sqlx)
     }
 
     /// Says how many of a batch's entries would be new, and stores nothing. For an import that is a single batch.
@@ -94,14 +94,14 @@ impl Rehearsal {
 }
 
 async fn insert_batch(
-    pool: &PgPool,
+    store: &Store,
     ids: (WorkspaceId, KeyId, ImportId),
     addresses: &[String],
     reasons: &[String],
     counts: BatchCounts,
 ) -> Result<u64, sqlx::Error> {
     let (workspace, key, _) = ids;
-    let mut transaction = pool.begin().await?;
+    let mut transaction = store.begin().await?;
     // The order of the arrays is the order of the inserts; see Batch::into_sorted for what hangs on it.
     let imported = query!(
         "INSERT INTO entries (workspace_id, added_by, address, reason)

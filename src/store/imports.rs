@@ -1,4 +1,7 @@
-//! The import log: one row an import, written with each of its batches.
+//! The import log: one row an import, written with each of its batches. And the request ids, by which a repeat of an import is
+//! answered from that log.
+
+use std::time::Duration;
 
 use sqlx::{PgConnection, query};
 use uuid::Uuid;
@@ -58,7 +61,145 @@ pub(super) async fn add(
     Ok(())
 }
 
+/// What is known of a request id.
+#[derive(Debug)]
+pub enum Claim {
+    /// Nobody has used it: the caller runs the import, and renews the lease meanwhile.
+    Mine,
+    /// Another call runs it now.
+    Busy,
+    /// It was run, with this outcome.
+    Done(Replay),
+}
+
+/// The outcome of an import that was run before.
+#[derive(Debug)]
+pub struct Replay {
+    /// Newly stored.
+    pub imported: u64,
+    /// Already there, or repeated.
+    pub skipped: u64,
+    /// Refused.
+    pub failed: u64,
+    /// What [`Store::keep_errors`] was given.
+    pub errors: Option<Vec<u8>>,
+}
+
 impl Store {
+    /// How long a claim stands without being renewed.
+    pub const LEASE: Duration = Duration::from_secs(15);
+
+    /// Claims a request id for an import, unless another one has it. A request id is forgotten 24 hours after its first use; one
+    /// whose import died is free again when the lease is over.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
+    pub async fn claim_request(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<Claim, Error> {
+        let claimed = query!(
+            "INSERT INTO import_requests AS known (workspace_id, request_id, import_id, lease_until)
+             VALUES ($1, $2, $3, now() + make_interval(secs => $4))
+             ON CONFLICT (workspace_id, request_id) DO UPDATE SET
+                 import_id = excluded.import_id, started_at = now(), lease_until = excluded.lease_until, errors = NULL
+             WHERE known.started_at < now() - interval '24 hours'
+                OR (known.lease_until < now() AND NOT EXISTS (
+                       SELECT FROM imports WHERE workspace_id = $1 AND id = known.import_id AND finished_at IS NOT NULL))",
+            workspace.0,
+            request_id,
+            import.0,
+            Self::LEASE.as_secs_f64(),
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(from_sqlx)?;
+        if claimed.rows_affected() == 1 {
+            query!("DELETE FROM import_requests WHERE workspace_id = $1 AND started_at < now() - interval '24 hours'", workspace.0)
+                .execute(&self.pool)
+                .await
+                .map_err(from_sqlx)?;
+            return Ok(Claim::Mine);
+        }
+        let replay = query!(
+            "SELECT imported, skipped, failed, errors FROM import_requests
+             JOIN imports ON imports.workspace_id = $1 AND imports.id = import_requests.import_id
+             WHERE import_requests.workspace_id = $1 AND request_id = $2 AND finished_at IS NOT NULL",
+            workspace.0,
+            request_id,
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(from_sqlx)?;
+        Ok(replay.map_or(Claim::Busy, |row| {
+            Claim::Done(Replay {
+                imported: row.imported.cast_unsigned(),
+                skipped: row.skipped.cast_unsigned(),
+                failed: row.failed.cast_unsigned(),
+                errors: row.errors,
+            })
+        }))
+    }
+
+    /// Makes a claim stand for another [`Store::LEASE`].
+    ///
+    /// # Errors
+    /// As [`Store::claim_request`].
+    pub async fn renew_claim(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<(), Error> {
+        query!(
+            "UPDATE import_requests SET lease_until = now() + make_interval(secs => $4)
+             WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
+            workspace.0,
+            request_id,
+            import.0,
+            Self::LEASE.as_secs_f64(),
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(from_sqlx)?;
+        Ok(())
+    }
+
+    /// Keeps the causes of refused entries for a replay. Must come before the last batch, which is what makes the outcome known.
+    ///
+    /// # Errors
+    /// As [`Store::claim_request`].
+    pub async fn keep_errors(
+        &self,
+        workspace: WorkspaceId,
+        import: ImportId,
+        request_id: &str,
+        errors: &[u8],
+    ) -> Result<(), Error> {
+        query!(
+            "UPDATE import_requests SET errors = $4 WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
+            workspace.0,
+            request_id,
+            import.0,
+            errors,
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(from_sqlx)?;
+        Ok(())
+    }
+
+    /// Gives a claim back after an import that failed, so that the next try need not wait for the lease to end. One that
+    /// succeeded keeps its claim.
+    ///
+    /// # Errors
+    /// As [`Store::claim_request`].
+    pub async fn release_claim(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<(), Error> {
+        query!(
+            "DELETE FROM import_requests WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3
+                AND NOT EXISTS (SELECT FROM imports WHERE workspace_id = $1 AND id = $3 AND finished_at IS NOT NULL)",
+            workspace.0,
+            request_id,
+            import.0,
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(from_sqlx)?;
+        Ok(())
+    }
+
     /// Writes the end of an import whose last batch has no entries to store.
     ///
     /// # Errors

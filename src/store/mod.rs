@@ -3,24 +3,28 @@
 //! Every statement on the hot table names exactly one workspace. Queries are checked against the migrations when the crate is
 //! compiled; the results of that check are kept in `.sqlx`, so that a build needs no database.
 
+mod deletions;
 mod entries;
 mod error;
 mod imports;
 mod keys;
+mod lists;
 mod tenants;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::{
-    ConnectOptions, Connection, Executor, PgPool,
+    ConnectOptions, Connection, Executor, PgPool, Postgres, Transaction,
     migrate::{Migrate, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
+pub use deletions::Deletion;
 pub use entries::Rehearsal;
-pub use imports::{BatchCounts, ImportId};
+pub use imports::{BatchCounts, Claim, ImportId, Replay};
 pub use keys::{Caller, KeyOwner, KeyRow};
+pub use lists::{EntryRow, ReasonCount};
 pub use tenants::{UserRow, WorkspaceRow};
 
 use crate::domain::Error;
@@ -49,6 +53,7 @@ pub struct Store {
     import_slots: Arc<Semaphore>,
     /// Long rehearsals hold a connection each, so there may be few.
     rehearsal_slots: Arc<Semaphore>,
+    page_token_secret: Arc<OnceCell<Vec<u8>>>,
 }
 
 impl Store {
@@ -90,6 +95,7 @@ impl Store {
             pool,
             import_slots: Arc::new(Semaphore::new(import_slots as usize)),
             rehearsal_slots: Arc::new(Semaphore::new(rehearsal_slots as usize)),
+            page_token_secret: Arc::default(),
         })
     }
 
@@ -126,6 +132,18 @@ impl Store {
     pub async fn ping(&self) -> Result<(), Error> {
         let connection = self.pool.connect_options().connect().await.map_err(error::from_sqlx)?;
         connection.close().await.map_err(error::from_sqlx)
+    }
+
+    /// Begins a transaction on a connection that is alive. After the database was away for less than a second the pool still holds connections
+    /// that look fresh and are dead; whoever gets one tries the next.
+    async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        for _ in 0..self.pool.options().get_max_connections() {
+            match self.pool.begin().await {
+                Err(sqlx::Error::Io(_)) => {}
+                begun => return begun,
+            }
+        }
+        self.pool.begin().await
     }
 
     /// Closes every connection, after the statements that run.

@@ -71,7 +71,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when one of the workspaces does not exist; no user is made then.
     pub async fn create_user(&self, name: &str, workspaces: &[WorkspaceId]) -> Result<UserId, Error> {
-        let mut transaction = self.pool.begin().await.map_err(from_sqlx)?;
+        let mut transaction = self.begin().await.map_err(from_sqlx)?;
         let ids: Vec<i64> = workspaces.iter().map(|id| id.0).collect();
         let user = query_scalar!("INSERT INTO users (name) VALUES ($1) RETURNING id", name)
             .fetch_one(&mut *transaction)

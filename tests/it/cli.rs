@@ -186,3 +186,27 @@ async fn serve_needs_a_database_that_is_there_and_migrated() {
     assert!(Command::new("kill").arg(child.0.id().to_string()).status().unwrap().success());
     assert!(child.0.wait().unwrap().success());
 }
+
+// The service must go on while the test waits for the program.
+#[tokio::test(flavor = "multi_thread")]
+async fn people_check_export_and_remove() {
+    let server = crate::harness::TestServer::start().await;
+    server.import(vec![crate::address_book::request(vec![crate::address_book::domain("b.com")])]).await.unwrap();
+    let client = |args: &[&str]| run(dnc(args).env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key));
+    let checked = client(&["check", "x@mail.b.com", "free@example.com", "bad"]);
+    let lines = stdout(&checked);
+    let lines: Vec<_> = lines.lines().collect();
+    assert_eq!(lines[0], "x@mail.b.com\tsuppressed\tb.com\timport");
+    assert_eq!(lines[1], "free@example.com\tclear\t\t");
+    assert!(lines[2].starts_with("bad\tinvalid\tINVALID_EMAIL\t"));
+    assert!(stdout(&client(&["export"])).starts_with("email,type,reason,createdAt,addedBy\r\nb.com,domain,import,"));
+    assert!(stdout(&client(&["export", "--format", "ndjson", "--type", "email"])).is_empty());
+    assert_eq!(stdout(&client(&["remove", "--dry-run", "b.com"])), "1");
+    assert_eq!(stdout(&client(&["remove", "B.com", "unknown@example.com"])), "1");
+    assert_eq!(server.count().await, 0);
+    let refused = run(dnc(&["check", "a@b.de"]).env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", "sk_nonsense"));
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&refused.stderr), "dnc: The API key is not valid: it is unknown, expired or revoked.\n");
+    let nowhere = run(dnc(&["check", "a@b.de"]).env("DNC_SERVER", "http://127.0.0.1:1").env("DNC_API_KEY", "sk_x"));
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("cannot be reached"));
+}

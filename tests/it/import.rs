@@ -73,7 +73,7 @@ async fn a_missing_reason_is_the_calls_default() {
     let own = Entry { reason: "Whatever They Said".into(), ..email("c@example.com") };
     server.import(vec![with_options(vec![email("b@example.com"), own], options)]).await.unwrap();
     // Options count on the first message only.
-    let late = ImportOptions { default_reason: "late".into(), validate_only: true };
+    let late = ImportOptions { default_reason: "late".into(), validate_only: true, ..ImportOptions::default() };
     server.import(vec![request(vec![]), with_options(vec![email("d@example.com")], late)]).await.unwrap();
     let reasons: Vec<_> = server.rows(server.workspace).await.into_iter().map(|row| row.1).collect();
     assert_eq!(reasons, ["import", "Asked us by phone", "Whatever They Said", "import"]);

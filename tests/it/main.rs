@@ -12,3 +12,4 @@ mod drain;
 mod gateway;
 mod import;
 mod structure;
+mod whole_list;

@@ -1,0 +1,467 @@
+//! Files: CSV (RFC 4180) and NDJSON, streamed. What is written here can be read here again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use csv_core::ReadRecordResult;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream::try_unfold};
+use serde::Serialize;
+use tonic::Streaming;
+
+use super::{
+    error::Problem,
+    json::{self, Query, time_text, type_name},
+    next_chunk,
+};
+use crate::proto::{Entry, ExportEntriesResponse, ImportEntriesRequest, ImportOptions};
+
+/// A format of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A header row and a row an entry.
+    Csv,
+    /// A JSON object a line.
+    Ndjson,
+}
+
+impl Format {
+    /// `?format=`, CSV unless it is there.
+    pub(super) fn of_query(query: &Query) -> Result<Self, Problem> {
+        match query.get("format")? {
+            None | Some("csv") => Ok(Self::Csv),
+            Some("ndjson") => Ok(Self::Ndjson),
+            Some(_) => Err(Problem::invalid("format", "expected csv or ndjson")),
+        }
+    }
+
+    fn headers(self) -> [(header::HeaderName, HeaderValue); 2] {
+        let (media_type, disposition) = match self {
+            Self::Csv => ("text/csv; charset=utf-8", "attachment; filename=\"dnc.csv\""),
+            Self::Ndjson => ("application/x-ndjson", "attachment; filename=\"dnc.ndjson\""),
+        };
+        [
+            (header::CONTENT_TYPE, HeaderValue::from_static(media_type)),
+            (header::CONTENT_DISPOSITION, HeaderValue::from_static(disposition)),
+        ]
+    }
+
+    /// What comes before the first entry.
+    pub fn head(self) -> &'static str {
+        match self {
+            Self::Csv => "email,type,reason,createdAt,addedBy\r\n",
+            Self::Ndjson => "",
+        }
+    }
+
+    /// Some entries as a part of a file.
+    ///
+    /// # Errors
+    /// Never for entries that came out of the service.
+    pub fn write(self, entries: Vec<Entry>) -> Result<Vec<u8>, std::io::Error> {
+        match self {
+            Self::Csv => write_csv(entries).map_err(std::io::Error::other),
+            Self::Ndjson => write_ndjson(entries).map_err(std::io::Error::other),
+        }
+    }
+}
+
+/// A file made of an export's messages as they come. If the export breaks, so does the body: a file that just ends early would
+/// look whole.
+pub(super) fn file(format: Format, messages: Streaming<ExportEntriesResponse>) -> Response {
+    let head = futures_util::stream::once(async move { Ok(format.head().as_bytes().to_vec()) });
+    let parts = messages.map_err(std::io::Error::other).and_then(move |message| async move { format.write(message.entries) });
+    (format.headers(), Body::from_stream(head.chain(parts))).into_response()
+}
+
+fn write_csv(entries: Vec<Entry>) -> Result<Vec<u8>, csv::Error> {
+    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+    for entry in entries {
+        let created_at = time_text(entry.create_time.unwrap_or_default());
+        let cells =
+            [&harmless(&entry.email), type_name(entry.r#type()), &harmless(&entry.reason), created_at.as_str(), &entry.added_by];
+        writer.write_record(cells)?;
+    }
+    writer.into_inner().map_err(|error| error.into_error().into())
+}
+
+fn write_ndjson(entries: Vec<Entry>) -> Result<Vec<u8>, serde_json::Error> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Line {
+        email: String,
+        r#type: &'static str,
+        reason: String,
+        created_at: String,
+        added_by: String,
+    }
+    let mut bytes = Vec::new();
+    for entry in entries {
+        let r#type = type_name(entry.r#type());
+        let created_at = time_text(entry.create_time.unwrap_or_default());
+        let line = Line { email: entry.email, r#type, reason: entry.reason, created_at, added_by: entry.added_by };
+        serde_json::to_writer(&mut bytes, &line)?;
+        bytes.push(b'\n');
+    }
+    Ok(bytes)
+}
+
+/// The longest line, or CSV record. A longer one is a failed entry.
+const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// Entries in one message of a streamed import.
+const MESSAGE_ENTRIES: usize = 2_000;
+
+/// Why lines were refused here, by the index of the entry that went to the service in their place.
+pub(super) type Faults = Arc<Mutex<Vec<(u64, String)>>>;
+
+/// As many causes as an answer describes.
+const FAULTS_MAX: usize = 10_000;
+
+/// A file on its way in: makes messages of its lines as they come, and keeps no more than a message of them. What no entry can be made of goes
+/// to the service as an entry without an address, so that it is refused and counted there, and its cause is kept in `faults`.
+pub(super) fn messages(
+    format: Format,
+    body: Body,
+    options: ImportOptions,
+    faults: Faults,
+) -> impl Stream<Item = Result<ImportEntriesRequest, Problem>> + Send + 'static {
+    let reader = Reader {
+        body: Some(body),
+        lines: match format {
+            Format::Csv => Lines::Csv(Box::default()),
+            Format::Ndjson => Lines::Ndjson(Ndjson::default()),
+        },
+        read: Read { entries: Vec::new(), count: 0, faults },
+        options: Some(options),
+    };
+    try_unfold(reader, |mut reader| async move { Ok(reader.next().await?.map(|message| (message, reader))) })
+}
+
+struct Reader {
+    /// None once it has been read to its end.
+    body: Option<Body>,
+    lines: Lines,
+    read: Read,
+    options: Option<ImportOptions>,
+}
+
+impl Reader {
+    async fn next(&mut self) -> Result<Option<ImportEntriesRequest>, Problem> {
+        while self.read.entries.len() < MESSAGE_ENTRIES
+            && let Some(body) = &mut self.body
+        {
+            match next_chunk(body).await? {
+                Some(chunk) => self.lines.push(&chunk, &mut self.read)?,
+                None => {
+                    self.lines.finish(&mut self.read)?;
+                    self.body = None;
+                }
+            }
+        }
+        // A chunk may hold more than a message, and one message more than the service takes.
+        let mut octets = 0;
+        let fitting = self.read.entries.iter().take(MESSAGE_ENTRIES).take_while(|entry| {
+            octets += entry.email.len() + entry.reason.len() + 32;
+            octets <= LINE_BYTES_MAX * 32
+        });
+        let count = fitting.count();
+        let rest = self.read.entries.split_off(count);
+        let entries = std::mem::replace(&mut self.read.entries, rest);
+        let options = self.options.take();
+        Ok((!entries.is_empty() || options.is_some()).then_some(ImportEntriesRequest { entries, options }))
+    }
+}
+
+/// What was read so far.
+struct Read {
+    entries: Vec<Entry>,
+    count: u64,
+    faults: Faults,
+}
+
+impl Read {
+    fn entry(&mut self, entry: Entry) {
+        self.entries.push(entry);
+        self.count += 1;
+    }
+
+    fn fault(&mut self, cause: String) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        if faults.len() < FAULTS_MAX {
+            faults.push((self.count, cause));
+        }
+        drop(faults);
+        self.entry(Entry::default());
+    }
+}
+
+enum Lines {
+    Csv(Box<Csv>),
+    Ndjson(Ndjson),
+}
+
+impl Lines {
+    fn push(&mut self, chunk: &[u8], read: &mut Read) -> Result<(), Problem> {
+        match self {
+            Self::Csv(csv) => csv.push(chunk, read),
+            Self::Ndjson(ndjson) => {
+                ndjson.push(chunk, read);
+                Ok(())
+            }
+        }
+    }
+
+    fn finish(&mut self, read: &mut Read) -> Result<(), Problem> {
+        match self {
+            // Nothing more to come is what an empty chunk means to the parser.
+            Self::Csv(csv) => csv.push(&[], read),
+            Self::Ndjson(ndjson) => {
+                ndjson.push(b"\n", read);
+                Ok(())
+            }
+        }
+    }
+}
+
+const TOO_LONG: &str = "is longer than 64 KiB";
+
+#[derive(Default)]
+struct Ndjson {
+    /// The start of a line whose end has not come yet.
+    begun: Vec<u8>,
+    is_too_long: bool,
+}
+
+impl Ndjson {
+    fn push(&mut self, chunk: &[u8], read: &mut Read) {
+        let mut parts = chunk.split(|&byte| byte == b'\n').peekable();
+        while let Some(part) = parts.next() {
+            let ends_here = parts.peek().is_some();
+            if self.begun.len() + part.len() > LINE_BYTES_MAX {
+                self.is_too_long = true;
+                self.begun.clear();
+            } else if !self.is_too_long && (!ends_here || !self.begun.is_empty()) {
+                self.begun.extend_from_slice(part);
+            }
+            if !ends_here {
+                continue;
+            }
+            if std::mem::take(&mut self.is_too_long) {
+                read.fault(TOO_LONG.to_owned());
+            } else if self.begun.is_empty() {
+                Self::line(part, read);
+            } else {
+                Self::line(&self.begun, read);
+            }
+            self.begun.clear();
+        }
+    }
+
+    fn line(line: &[u8], read: &mut Read) {
+        let line = line.strip_prefix("\u{feff}".as_bytes()).filter(|_| read.count == 0).unwrap_or(line);
+        if line.trim_ascii().is_empty() {
+            return;
+        }
+        match json::entry(line) {
+            Ok(entry) => read.entry(entry),
+            Err(cause) => read.fault(cause),
+        }
+    }
+}
+
+/// CSV as RFC 4180 has it, in any pieces.
+struct Csv {
+    parser: csv_core::Reader,
+    output: Vec<u8>,
+    ends: Vec<usize>,
+    output_len: usize,
+    ends_len: usize,
+    is_too_long: bool,
+    /// Where the columns are; none before the header row.
+    columns: Option<Columns>,
+}
+
+struct Columns {
+    email: usize,
+    r#type: Option<usize>,
+    reason: Option<usize>,
+}
+
+impl Default for Csv {
+    fn default() -> Self {
+        const COLUMNS_MAX: usize = 1_000;
+        Self {
+            parser: csv_core::Reader::new(),
+            output: vec![0; LINE_BYTES_MAX],
+            ends: vec![0; COLUMNS_MAX],
+            output_len: 0,
+            ends_len: 0,
+            is_too_long: false,
+            columns: None,
+        }
+    }
+}
+
+impl Csv {
+    fn push(&mut self, mut chunk: &[u8], read: &mut Read) -> Result<(), Problem> {
+        let is_end = chunk.is_empty();
+        loop {
+            let (output, ends) = (&mut self.output[self.output_len..], &mut self.ends[self.ends_len..]);
+            let (result, taken, written, ended) = self.parser.read_record(chunk, output, ends);
+            chunk = &chunk[taken..];
+            self.output_len += written;
+            self.ends_len += ended;
+            match result {
+                ReadRecordResult::InputEmpty if is_end => {}
+                ReadRecordResult::InputEmpty => return Ok(()),
+                ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull => {
+                    self.is_too_long = true;
+                    (self.output_len, self.ends_len) = (0, 0);
+                }
+                ReadRecordResult::Record => {
+                    self.record(read)?;
+                    (self.output_len, self.ends_len) = (0, 0);
+                }
+                ReadRecordResult::End => return Ok(()),
+            }
+        }
+    }
+
+    fn record(&mut self, read: &mut Read) -> Result<(), Problem> {
+        if std::mem::take(&mut self.is_too_long) {
+            if self.columns.is_none() {
+                return Err(Problem::invalid("header", TOO_LONG));
+            }
+            read.fault(TOO_LONG.to_owned());
+            return Ok(());
+        }
+        let cell = |number: usize| {
+            let start = if number == 0 { 0 } else { *self.ends[..self.ends_len].get(number - 1)? };
+            self.output.get(start..*self.ends[..self.ends_len].get(number)?)
+        };
+        let Some(columns) = &self.columns else {
+            let names: Vec<String> = (0..self.ends_len)
+                .filter_map(cell)
+                .map(|name| {
+                    String::from_utf8_lossy(name).trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').to_lowercase()
+                })
+                .collect();
+            let place = |wanted: &str| names.iter().position(|name| name == wanted);
+            let email = place("email").ok_or_else(|| {
+                Problem::invalid(
+                    "header",
+                    "expected a first row with the names of the columns, separated by commas, email among them",
+                )
+            })?;
+            self.columns = Some(Columns { email, r#type: place("type"), reason: place("reason") });
+            return Ok(());
+        };
+        let text = |number: Option<usize>| number.and_then(cell).map_or(Ok(""), std::str::from_utf8);
+        match (cell(columns.email).is_some(), text(Some(columns.email)), text(columns.r#type), text(columns.reason)) {
+            (true, Ok(email), Ok(r#type), Ok(reason)) => read.entry(Entry {
+                email: as_meant(email).to_owned(),
+                r#type: json::type_number(r#type.trim()),
+                reason: as_meant(reason).to_owned(),
+                ..Entry::default()
+            }),
+            (false, ..) => read.fault("has no cell in the column email".to_owned()),
+            _ => read.fault("is not UTF-8".to_owned()),
+        }
+        Ok(())
+    }
+}
+
+/// A cell that no spreadsheet takes for a formula: one that would be gets an apostrophe in front. So does one that starts with apostrophes before
+/// such a character, which makes it possible to take the apostrophe away again.
+fn harmless(cell: &str) -> std::borrow::Cow<'_, str> {
+    if starts_formula(cell.trim_start_matches('\'')) { format!("'{cell}").into() } else { cell.into() }
+}
+
+/// The cell that [`harmless`] was given.
+fn as_meant(cell: &str) -> &str {
+    match cell.strip_prefix('\'') {
+        Some(rest) if starts_formula(rest.trim_start_matches('\'')) => rest,
+        _ => cell,
+    }
+}
+
+fn starts_formula(cell: &str) -> bool {
+    cell.starts_with(['=', '+', '-', '@', '\t', '\r'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_no_formula_and_still_means_itself() {
+        for cell in ["=1+1", "+tag@example.com", "-x@example.com", "@SUM(1)", "\tx", "'=x", "''+x", "'", "'a", "plain", ""] {
+            let written = harmless(cell);
+            assert!(!starts_formula(&written), "{cell:?}");
+            assert_eq!(as_meant(&written), cell);
+        }
+        assert_eq!(harmless("o'brien@example.ie"), "o'brien@example.ie");
+    }
+
+    /// The entries of a file, and the causes of those that stand for bad lines.
+    type AsRead = (Vec<Entry>, Vec<(u64, String)>);
+
+    /// All that a file is read as, cut into chunks of every size.
+    fn read(format: Format, file: &[u8]) -> Vec<AsRead> {
+        let each = [1, 2, 3, 7, 64, file.len().max(1)].map(|size| {
+            let mut lines = match format {
+                Format::Csv => Lines::Csv(Box::default()),
+                Format::Ndjson => Lines::Ndjson(Ndjson::default()),
+            };
+            let mut read = Read { entries: Vec::new(), count: 0, faults: Faults::default() };
+            for chunk in file.chunks(size) {
+                lines.push(chunk, &mut read).expect("a header");
+            }
+            lines.finish(&mut read).expect("a header");
+            let faults = read.faults.lock().expect("not poisoned").clone();
+            (read.entries, faults)
+        });
+        each.into()
+    }
+
+    #[test]
+    fn files_are_read_in_any_pieces_and_bad_lines_fail_alone() {
+        let long = "x".repeat(LINE_BYTES_MAX + 1);
+        let csv = format!(
+            "\u{feff}Reason, EMAIL ,other,type\r\nbounce,a@example.com,x,\n\n\"said \"\"no\"\",\ntwice\",b.de,,domain\r\nonly\n,'+c@example.com\n{long},d@example.com\n'=1,e@example.com,,person"
+        );
+        let expected = [
+            ("a@example.com", "bounce", 0),
+            ("b.de", "said \"no\",\ntwice", 2),
+            ("", "", 0),
+            ("+c@example.com", "", 0),
+            ("", "", 0),
+            ("e@example.com", "=1", -1),
+        ];
+        for (entries, faults) in read(Format::Csv, csv.as_bytes()) {
+            let entries: Vec<_> = entries.iter().map(|e| (e.email.as_str(), e.reason.as_str(), e.r#type)).collect();
+            assert_eq!(entries, expected);
+            assert_eq!(faults.iter().map(|fault| fault.0).collect::<Vec<_>>(), [2, 4]);
+        }
+        let ndjson = format!(
+            "\u{feff}{{\"email\":\"a@example.com\"}}\r\n\n{{\"email\":5}}\nnonsense\n{long}\n{{\"email\":\"b.de\",\"type\":\"domain\",\"reason\":null}}"
+        );
+        for (entries, faults) in read(Format::Ndjson, ndjson.as_bytes()) {
+            let entries: Vec<_> = entries.iter().map(|e| (e.email.as_str(), e.r#type)).collect();
+            assert_eq!(entries, [("a@example.com", 0), ("", 0), ("", 0), ("", 0), ("b.de", 2)]);
+            assert_eq!(faults[0], (1, "email: expected a string".to_owned()));
+            assert_eq!(faults[2], (3, TOO_LONG.to_owned()));
+        }
+    }
+
+    #[test]
+    fn csv_is_quoted_as_rfc_4180_says() {
+        let entry = Entry { email: "a@example.com".into(), reason: "said \"no\", twice".into(), ..Entry::default() };
+        let text = String::from_utf8(Format::Csv.write(vec![entry]).expect("CSV")).expect("UTF-8");
+        assert_eq!(text, "a@example.com,email,\"said \"\"no\"\", twice\",1970-01-01T00:00:00.000Z,\r\n");
+    }
+}

@@ -1,0 +1,54 @@
+//! `DeleteEntries`: the addresses named, or all that a filter selects; never both.
+
+use super::{
+    auth::{Authenticator, Principal},
+    convert,
+};
+use crate::{
+    domain::{Address, Error},
+    proto::{DeleteEntriesRequest, DeleteEntriesResponse},
+    store::Store,
+};
+
+pub(super) async fn run(
+    store: &Store,
+    auth: &Authenticator,
+    principal: &Principal,
+    request: DeleteEntriesRequest,
+) -> Result<DeleteEntriesResponse, Error> {
+    let workspace = principal.workspace;
+    let deleted = match (request.emails.is_empty(), request.all) {
+        (true, true) => {
+            let filter = convert::filter(request.filter)?;
+            if request.validate_only {
+                store.count_entries(workspace, &filter).await?
+            } else {
+                let mut deletion = store.begin_deletion(workspace, principal.key, filter).await?;
+                let mut total = 0;
+                while let Some(deleted) = deletion.next_batch().await? {
+                    total += deleted;
+                    // A long deletion can outlive its key.
+                    auth.recheck(principal).await?;
+                }
+                total
+            }
+        }
+        (false, false) => {
+            if request.filter.is_some() {
+                return Err(Error::invalid("filter", "A filter goes with `all` and not with `emails`."));
+            }
+            let addresses: Vec<Address> = convert::addresses(request.emails)?.into_iter().flatten().collect();
+            let mut named: Vec<&str> = addresses.iter().map(Address::as_str).collect();
+            named.sort_unstable();
+            named.dedup();
+            if request.validate_only {
+                store.count_named(workspace, &named).await?
+            } else {
+                store.delete_named(workspace, principal.key, &named).await?
+            }
+        }
+        (false, true) => return Err(Error::invalid("emails", "Name addresses, or say that all are meant; not both.")),
+        (true, false) => return Err(Error::invalid("emails", "Name 1 to 10,000 addresses, or say that all are meant.")),
+    };
+    Ok(DeleteEntriesResponse { deleted })
+}

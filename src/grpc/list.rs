@@ -1,0 +1,94 @@
+//! `ListEntries`, `ExportEntries` and `SummarizeEntries`: the list as it is, page by page from the last key.
+
+use std::sync::Arc;
+
+use futures_util::{Stream, stream};
+use tonic::Status;
+
+use super::{
+    auth::{Authenticator, Principal},
+    convert, status,
+};
+use crate::{
+    domain::{Error, Filter, Position},
+    proto::{
+        ExportEntriesRequest, ExportEntriesResponse, ListEntriesRequest, ListEntriesResponse, ReasonCount, SummarizeEntriesResponse,
+    },
+    store::Store,
+};
+
+/// Entries in one message of an export, and in one statement for it: less than 1 MiB, and many times the cost of a round trip.
+const EXPORT_ENTRIES: u32 = 2_000;
+
+pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntriesRequest) -> Result<ListEntriesResponse, Error> {
+    let workspace = principal.workspace;
+    let filter = convert::filter(request.filter)?;
+    let count = convert::page_size(request.page_size)?;
+    let secret = store.page_token_secret().await?;
+    let position = if request.page_token.is_empty() {
+        Position { after: String::new(), total: store.count_entries(workspace, &filter).await? }
+    } else {
+        Position::from_token(&request.page_token, secret, workspace, &filter)?
+    };
+    // One more than is shown tells whether there is a next page.
+    let mut rows = store.page(workspace, &filter, &position.after, count + 1).await?;
+    let has_more = rows.len() > count as usize;
+    rows.truncate(count as usize);
+    let next_page_token = match rows.last() {
+        Some(last) if has_more => {
+            Position { after: last.address.clone(), total: position.total }.to_token(secret, workspace, &filter)
+        }
+        _ => String::new(),
+    };
+    Ok(ListEntriesResponse {
+        entries: rows.into_iter().map(|row| convert::stored(workspace, row)).collect(),
+        next_page_token,
+        total_size: position.total,
+    })
+}
+
+/// All of an export's messages. Between two of them no connection is held, so a slow reader costs nobody anything; the key is looked at
+/// again before each.
+pub(super) fn export(
+    store: Store,
+    auth: Arc<Authenticator>,
+    principal: Principal,
+    request: ExportEntriesRequest,
+) -> Result<impl Stream<Item = Result<ExportEntriesResponse, Status>>, Error> {
+    let filter = convert::filter(request.filter)?;
+    let workspace = principal.workspace;
+    let next = move |after: Option<String>| {
+        let (store, auth, principal, filter) = (store.clone(), auth.clone(), principal.clone(), filter.clone());
+        async move {
+            let Some(after) = after else { return Ok(None) };
+            let rows = export_page(&store, &auth, &principal, &filter, &after).await.map_err(status::from_error)?;
+            let Some(last) = rows.last().map(|row| row.address.clone()) else { return Ok(None) };
+            let rest = (rows.len() == EXPORT_ENTRIES as usize).then_some(last);
+            let entries = rows.into_iter().map(|row| convert::stored(workspace, row)).collect();
+            Ok(Some((ExportEntriesResponse { entries }, rest)))
+        }
+    };
+    Ok(stream::try_unfold(Some(String::new()), next))
+}
+
+async fn export_page(
+    store: &Store,
+    auth: &Authenticator,
+    principal: &Principal,
+    filter: &Filter,
+    after: &str,
+) -> Result<Vec<crate::store::EntryRow>, Error> {
+    auth.recheck(principal).await?;
+    store.page(principal.workspace, filter, after, EXPORT_ENTRIES).await
+}
+
+pub(super) async fn summarize(store: &Store, principal: &Principal) -> Result<SummarizeEntriesResponse, Error> {
+    let counts = store.summarize(principal.workspace).await?;
+    Ok(SummarizeEntriesResponse {
+        total: counts.iter().map(|row| row.count).sum(),
+        reasons: counts
+            .into_iter()
+            .map(|row| ReasonCount { r#type: convert::entry_type(row.kind).into(), reason: row.reason, count: row.count })
+            .collect(),
+    })
+}

@@ -1,0 +1,527 @@
+//! Check, list, export, delete, summary, replay: against a model in memory, and by their promises one by one.
+
+use std::collections::BTreeMap;
+
+use dnc::{
+    domain::WorkspaceId,
+    proto::{
+        CheckEntriesRequest, CheckResult, DeleteEntriesRequest, Entry, EntryFilter, EntryType, ExportEntriesRequest, ImportOptions,
+        ListEntriesRequest, SummarizeEntriesRequest, dnc_service_client::DncServiceClient,
+    },
+};
+use proptest::prelude::Rng;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tonic::{Code, transport::Channel};
+
+use crate::{
+    address_book::{domain, email, numbered, request, with_options},
+    harness::{Proxy, TestServer, database, http_client, with_key},
+};
+
+async fn check(server: &TestServer, emails: &[&str]) -> Vec<CheckResult> {
+    let message = CheckEntriesRequest { emails: emails.iter().map(|email| (*email).to_owned()).collect() };
+    server.client().await.check_entries(with_key(message, &server.key)).await.unwrap().into_inner().results
+}
+
+#[tokio::test]
+async fn an_address_is_suppressed_by_itself_or_a_domain_above_it() {
+    let server = TestServer::start().await;
+    let mut theirs = server.client().await;
+    let call = with_key(tokio_stream::iter([request(vec![email("free@example.com"), domain("example.org")])]), &server.other_key);
+    theirs.import_entries(call).await.unwrap();
+    server
+        .import(vec![request(vec![email("x@mail.badcompany.com"), domain("badcompany.com"), domain("mail.badcompany.com")])])
+        .await
+        .unwrap();
+    let asked = [
+        "X@Mail.BadCompany.com",
+        "y@mail.badcompany.com",
+        "z@eu.badcompany.com",
+        "z@notbadcompany.com",
+        "badcompany.com",
+        "deep.mail.badcompany.com",
+        "free@example.com",
+        "a@example.org",
+        "nonsense",
+        "x@mail.badcompany.com",
+    ];
+    let results = check(&server, &asked).await;
+    assert_eq!(
+        results.iter().map(|result| result.email.as_str()).collect::<Vec<_>>(),
+        asked,
+        "in the request's order, as they came"
+    );
+    let by: Vec<_> = results.iter().map(|result| result.entry.as_ref().map_or("", |entry| entry.email.as_str())).collect();
+    assert_eq!(
+        by,
+        [
+            "x@mail.badcompany.com",
+            "mail.badcompany.com",
+            "badcompany.com",
+            "",
+            "badcompany.com",
+            "mail.badcompany.com",
+            "",
+            "",
+            "",
+            "x@mail.badcompany.com"
+        ]
+    );
+    let suppressed: Vec<_> = results.iter().map(|result| result.suppressed).collect();
+    assert_eq!(suppressed, [true, true, true, false, true, true, false, false, true, true]);
+    let entry = results[0].entry.as_ref().unwrap();
+    assert_eq!((entry.r#type(), entry.workspace_id.as_str(), entry.added_by.as_str()), (EntryType::Email, "ws_1", "key_1"));
+    assert!(entry.create_time.is_some());
+    let error = results[8].error.as_ref().unwrap();
+    assert_eq!((error.index, error.code.as_str()), (8, "INVALID_EMAIL"));
+}
+
+#[tokio::test]
+async fn a_check_without_its_database_is_an_error_and_never_a_no() {
+    let database_url = database().await;
+    let link = Proxy::to(&database_url).await;
+    let flags = ["--database-connect-timeout-secs", "1"];
+    let server = TestServer::start_through(&flags, &database_url, &link.url(&database_url)).await;
+    server.import(vec![request(vec![email("a@example.com")])]).await.unwrap();
+    assert!(check(&server, &["a@example.com"]).await[0].suppressed);
+    link.cut();
+    let message = CheckEntriesRequest { emails: vec!["a@example.com".into(), "nonsense".into()] };
+    let status = server.client().await.check_entries(with_key(message, &server.key)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    let url = format!("{}/v1/dnc/check?email=a@example.com", server.http_url);
+    assert_eq!(http_client().get(url).header("x-api-key", &server.key).send().await.unwrap().status(), 503);
+}
+
+/// The pages of a list, and the total of each.
+async fn pages(client: &mut DncServiceClient<Channel>, key: &str, filter: &EntryFilter, page_size: i32) -> (Vec<String>, Vec<i64>) {
+    let (mut seen, mut totals, mut token) = (Vec::new(), Vec::new(), String::new());
+    loop {
+        let message = ListEntriesRequest { filter: Some(filter.clone()), page_size, page_token: token };
+        let page = client.list_entries(with_key(message, key)).await.unwrap().into_inner();
+        seen.extend(page.entries.into_iter().map(|entry| entry.email));
+        totals.push(page.total_size);
+        token = page.next_page_token;
+        if token.is_empty() {
+            return (seen, totals);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_stable_while_others_write_and_its_cursor_belongs_to_it_alone() {
+    let server = TestServer::start().await;
+    let mut client = server.client().await;
+    server.import(vec![request(numbered(0..100).map(|e| Entry { reason: "bounce".into(), ..e }).collect())]).await.unwrap();
+    let filter = EntryFilter { reason: "bounce".into(), ..EntryFilter::default() };
+    let ask =
+        |filter: Option<EntryFilter>, page_token: &str| ListEntriesRequest { filter, page_size: 10, page_token: page_token.into() };
+    let first = client.list_entries(with_key(ask(Some(filter.clone()), ""), &server.key)).await.unwrap().into_inner();
+    let token = first.next_page_token.clone();
+    assert_eq!((first.entries.len(), first.total_size), (10, 100));
+
+    // Before and behind the cursor.
+    let more =
+        ["aaa@example.com", "user0000005x@example.com", "zzz@example.com"].map(|a| Entry { reason: "bounce".into(), ..email(a) });
+    server.import(vec![request(more.to_vec())]).await.unwrap();
+    let second = client.list_entries(with_key(ask(Some(filter.clone()), &token), &server.key)).await.unwrap().into_inner();
+    assert_eq!(second.total_size, 100, "the first page's count is carried along");
+    assert_eq!(second.entries[0].email, "user0000010@example3.com");
+
+    let tampered = token.replace(&token[10..12], if &token[10..12] == "00" { "01" } else { "00" });
+    for (filter, token, key) in [
+        (None, token.as_str(), &server.key),
+        (Some(EntryFilter { reason: "manual".into(), ..EntryFilter::default() }), &token, &server.key),
+        (Some(filter.clone()), &token, &server.other_key),
+        (Some(filter.clone()), &tampered, &server.key),
+        (Some(filter.clone()), "nonsense", &server.key),
+    ] {
+        let status = client.list_entries(with_key(ask(filter, token), key)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+    }
+    let url = format!("{}/v1/dnc?reason=manual&cursor={token}", server.http_url);
+    assert_eq!(http_client().get(url).header("x-api-key", &server.key).send().await.unwrap().status(), 400);
+}
+
+#[tokio::test]
+async fn the_lists_http_form_is_the_documented_one() {
+    let server = TestServer::start().await;
+    let get = |path: &str| {
+        let request = http_client().get(format!("{}{path}", server.http_url)).header("x-api-key", &server.key);
+        async move { request.send().await.unwrap() }
+    };
+    let post = |path: &str, body: Value| {
+        let request = http_client().post(format!("{}{path}", server.http_url)).header("x-api-key", &server.key).json(&body);
+        async move { request.send().await.unwrap().json::<Value>().await.unwrap() }
+    };
+    let added =
+        post("/v1/dnc", json!({"entries": [{"email": "a@example.com"}, {"email": "b.com", "type": "domain"}, {"email": "bad"}]}))
+            .await;
+    assert_eq!((&added["data"]["added"], &added["data"]["skipped"], &added["data"]["failed"]), (&json!(2), &json!(0), &json!(1)));
+    let page: Value = get("/v1/dnc?limit=1").await.json().await.unwrap();
+    assert_eq!(page["success"], true);
+    let entry = &page["data"][0];
+    assert_eq!(
+        (&entry["email"], &entry["entryType"], &entry["reason"]),
+        (&json!("a@example.com"), &json!("email"), &json!("manual"))
+    );
+    assert_eq!((&entry["workspaceId"], &entry["addedBy"]), (&json!("ws_1"), &json!("key_1")));
+    let id = entry["_id"].as_str().unwrap();
+    assert!(id.len() == 24 && id.bytes().all(|b| b.is_ascii_hexdigit()));
+    let time = entry["createdAt"].as_str().unwrap();
+    assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[19] == b'.', "{time}");
+    assert_eq!((&entry["updatedAt"], &entry["unsubscribedAt"]), (&entry["createdAt"], &entry["createdAt"]));
+    let cursor = page["pagination"]["nextCursor"].as_str().unwrap();
+    assert_eq!(page["pagination"], json!({"limit": 1, "total": 2, "hasMore": true, "nextCursor": cursor}));
+    let last: Value = get(&format!("/v1/dnc?limit=1&cursor={cursor}")).await.json().await.unwrap();
+    assert_eq!(last["pagination"], json!({"limit": 1, "total": 2, "hasMore": false, "nextCursor": null}));
+    assert_eq!(last["data"][0]["email"], "b.com");
+    let again: Value = get("/v1/dnc?type=email").await.json().await.unwrap();
+    assert_eq!(again["data"][0]["_id"], id);
+    assert_eq!(again["pagination"]["limit"], 25);
+    let filtered: Value =
+        get(&format!("/v1/dnc?createdFrom={time}&search=EXAMPLE&createdTo=2999-01-01T00:00:00Z")).await.json().await.unwrap();
+    assert_eq!(filtered["pagination"]["total"], 1);
+    for query in ["limit=0", "limit=101", "limit=x", "type=person", "createdFrom=yesterday", "cursor=x", "limit=1&limit=2"] {
+        assert_eq!(get(&format!("/v1/dnc?{query}")).await.status(), 400, "{query}");
+    }
+    let checked: Value = get("/v1/dnc/check?email=x@mail.b.com").await.json().await.unwrap();
+    assert_eq!((&checked["data"]["suppressed"], &checked["data"]["entry"]["email"]), (&json!(true), &json!("b.com")));
+    assert_eq!(get("/v1/dnc/check").await.status(), 400);
+    let checked = post("/v1/dnc/check", json!({"emails": ["free@example.org", "bad"]})).await;
+    assert_eq!(checked["data"][0], json!({"email": "free@example.org", "suppressed": false}));
+    assert_eq!(checked["data"][1]["error"]["code"], "INVALID_EMAIL");
+    assert_eq!(post("/v1/dnc/check", json!({"emails": []})).await["code"], 400);
+    assert_eq!(post("/v1/dnc/check", json!({"emails": vec!["a@b.de"; 10_001]})).await["code"], 400);
+    let summary: Value = get("/v1/dnc/summary").await.json().await.unwrap();
+    assert_eq!(summary["data"]["total"], 2);
+    assert_eq!(summary["data"]["reasons"][0], json!({"type": "email", "reason": "manual", "count": 1}));
+}
+
+#[tokio::test]
+async fn deletions_are_one_of_two_modes_and_leave_a_trace() {
+    let server = TestServer::start().await;
+    let delete = |body: Value| {
+        let url = format!("{}/v1/dnc", server.http_url);
+        let request = http_client().delete(url).header("x-api-key", &server.key).json(&body);
+        async move {
+            let answer = request.send().await.unwrap();
+            (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+        }
+    };
+    server.import(vec![request(numbered(0..25_000).collect())]).await.unwrap();
+    server.import(vec![request(vec![domain("b.com"), Entry { reason: "bounce".into(), ..email("a@example.com") }])]).await.unwrap();
+    let mut theirs = server.client().await;
+    theirs.import_entries(with_key(tokio_stream::iter([request(numbered(0..10).collect())]), &server.other_key)).await.unwrap();
+
+    for wrong in [
+        json!({}),
+        json!({"selectAll": false}),
+        json!({"emails": []}),
+        json!({"emails": ["a@example.com"], "selectAll": true}),
+        json!({"emails": ["a@example.com"], "reason": "bounce"}),
+        json!({"selectAll": true, "type": "person"}),
+        json!({"selectAll": "yes"}),
+    ] {
+        assert_eq!(delete(wrong.clone()).await.0, 400, "{wrong}");
+    }
+    assert_eq!(server.count().await, 25_002);
+    let dry = delete(json!({"selectAll": true, "search": "USER", "validateOnly": true})).await;
+    assert_eq!(dry.1["data"], json!({"deleted": 25_000}));
+    assert_eq!(
+        delete(json!({"emails": ["A@Example.com", "unknown@example.com", "bad", "a@example.com"]})).await.1["data"]["deleted"],
+        1
+    );
+    assert_eq!(delete(json!({"selectAll": true, "type": "domain", "reason": "import"})).await.1["data"]["deleted"], 1);
+    assert_eq!(delete(json!({"selectAll": true, "search": "user"})).await.1["data"]["deleted"], 25_000);
+    assert_eq!(delete(json!({"selectAll": true})).await.1["data"]["deleted"], 0);
+    assert_eq!(server.rows(server.other_workspace).await.len(), 10, "another's list is as it was");
+    type Trace = (i64, i64, String, Option<i64>, Option<String>, Option<String>, Option<String>);
+    let traces: Vec<Trace> = sqlx::query_as(
+        "SELECT key_id, deleted, mode, named, filter_type, filter_reason, filter_search FROM deletions WHERE workspace_id = $1 ORDER BY id",
+    )
+    .bind(server.workspace.0)
+    .fetch_all(&mut server.connection().await)
+    .await
+    .unwrap();
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        traces,
+        [
+            (1, 1, "emails".to_owned(), Some(2), None, None, None),
+            (1, 1, "all".to_owned(), None, text("domain"), text("import"), None),
+            (1, 25_000, "all".to_owned(), None, None, None, text("user")),
+            (1, 0, "all".to_owned(), None, None, None, None),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn deletions_and_imports_of_the_same_addresses_do_not_stop_each_other() {
+    let server = TestServer::start().await;
+    let mut tasks = JoinSet::new();
+    for number in 0..8 {
+        let (mut client, key) = (server.client().await, server.key.clone());
+        tasks.spawn(async move {
+            for _ in 0..3 {
+                if number % 2 == 0 {
+                    let call = with_key(tokio_stream::iter([request(numbered(0..5_000).rev().collect())]), &key);
+                    client.import_entries(call).await.unwrap();
+                } else if number == 1 {
+                    let all = DeleteEntriesRequest { all: true, ..Default::default() };
+                    client.delete_entries(with_key(all, &key)).await.unwrap();
+                } else {
+                    let named =
+                        DeleteEntriesRequest { emails: numbered(0..5_000).rev().map(|e| e.email).collect(), ..Default::default() };
+                    client.delete_entries(with_key(named, &key)).await.unwrap();
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+}
+
+#[tokio::test]
+async fn an_export_imported_elsewhere_is_the_same_list() {
+    let server = TestServer::start().await;
+    let mut entries: Vec<_> = numbered(0..9_000).collect();
+    for odd in
+        ["=1+1@example.com", "+tag@example.com", "-x@example.com", "'=x@example.com", "o'brien@example.ie", "jürgen@example.de"]
+    {
+        entries.push(Entry { reason: format!("{odd}, said \"no\""), ..email(odd) });
+    }
+    entries.push(Entry { reason: "@SUM(1)".into(), ..domain("b.com") });
+    entries.push(Entry { reason: "\u{1F6AB} ; nein".into(), ..domain("münchen.de") });
+    server.import(vec![request(entries)]).await.unwrap();
+    let ours = server.rows(server.workspace).await;
+    assert_eq!(ours.len(), 9_008);
+    for (format, media_type) in [("csv", "text/csv"), ("ndjson", "application/x-ndjson")] {
+        let url = format!("{}/v1/dnc/export?format={format}", server.http_url);
+        let answer = http_client().get(url).header("x-api-key", &server.key).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(answer.headers()["content-type"].to_str().unwrap().starts_with(media_type));
+        let file = answer.text().await.unwrap();
+        if format == "csv" {
+            assert!(file.starts_with("email,type,reason,createdAt,addedBy\r\n"));
+            let starts_formula = |line: &str| line.trim_start_matches('"').starts_with(['=', '+', '-', '@', '\t']);
+            assert!(!file.lines().any(starts_formula));
+        }
+        let request = http_client().post(format!("{}/v1/dnc/import", server.http_url)).header("x-api-key", &server.other_key);
+        let answer = request.header("content-type", media_type).body(file).send().await.unwrap();
+        assert_eq!(answer.json::<Value>().await.unwrap()["data"]["imported"], 9_008);
+        let theirs = server.rows(server.other_workspace).await;
+        let bare = |rows: &[(String, String, i64)]| rows.iter().map(|row| (row.0.clone(), row.1.clone())).collect::<Vec<_>>();
+        assert_eq!(bare(&theirs), bare(&ours), "{format}");
+        let all = DeleteEntriesRequest { all: true, ..Default::default() };
+        server.client().await.delete_entries(with_key(all, &server.other_key)).await.unwrap();
+    }
+    let url = format!("{}/v1/dnc/export?format=xml", server.http_url);
+    assert_eq!(http_client().get(url).header("x-api-key", &server.key).send().await.unwrap().status(), 400);
+}
+
+#[tokio::test]
+async fn bad_lines_of_a_file_fail_alone_and_say_why() {
+    let server = TestServer::start().await;
+    let post = |media_type: &'static str, body: String| {
+        let request = server.post_request().header("content-type", media_type).body(body);
+        async move { request.send().await.unwrap() }
+    };
+    let answer =
+        post("application/x-ndjson", "{\"email\":\"a@example.com\"}\n{\"email\":1}\n\nnonsense\n{\"email\":\"bad\"}\n".into())
+            .await;
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!((&body["data"]["imported"], &body["data"]["failed"]), (&json!(1), &json!(3)));
+    assert_eq!(body["data"]["errors"][0]["message"], "The line email: expected a string.");
+    assert_eq!(body["data"]["errors"][2]["index"], 3);
+    let answer = post("text/csv", format!("EMAIL,reason\nb@example.com,bounce\n{},x\nbad,\n", "x".repeat(70_000))).await;
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!((&body["data"]["imported"], &body["data"]["failed"]), (&json!(1), &json!(2)));
+    assert_eq!(body["data"]["errors"][0]["message"], "The line is longer than 64 KiB.");
+    let answer = post("text/csv", "address\na@example.com\n".into()).await;
+    assert_eq!(answer.status(), 400);
+    assert!(answer.text().await.unwrap().contains("header"));
+    let many: String = (0..30_000).map(|i| format!("{{\"email\":\"many{i}@example.com\"}}\n")).collect();
+    let body: Value = post("application/x-ndjson", many).await.json().await.unwrap();
+    assert_eq!(body["data"], json!({"imported": 30_000, "skipped": 0}));
+}
+
+#[tokio::test]
+async fn a_repeated_request_id_answers_the_first_success_again() {
+    let server = TestServer::start().await;
+    let options = || ImportOptions { request_id: "first".into(), ..ImportOptions::default() };
+    let first = server.import(vec![with_options(vec![email("a@example.com"), email("bad")], options())]).await.unwrap();
+    assert_eq!((first.imported, first.failed), (1, 1));
+    let again = server.import(vec![with_options(vec![email("b@example.com")], options())]).await.unwrap();
+    assert_eq!(again, first, "with the causes, too");
+    assert_eq!(server.count().await, 1);
+    // Another workspace's id of the same name is another id.
+    let call = with_key(tokio_stream::iter([with_options(vec![email("a@example.com")], options())]), &server.other_key);
+    assert_eq!(server.client().await.import_entries(call).await.unwrap().into_inner().failed, 0);
+    let post = |body: Value| {
+        let request = server.post_request().header("idempotency-key", "over http").json(&body);
+        async move { request.send().await.unwrap().text().await.unwrap() }
+    };
+    let first = post(json!({"entries": [{"email": "c@example.com"}]})).await;
+    assert_eq!(post(json!({"entries": [{"email": "c@example.com"}]})).await, first);
+    let long = ImportOptions { request_id: "x".repeat(129), ..ImportOptions::default() };
+    assert_eq!(server.import(vec![with_options(vec![], long)]).await.unwrap_err().code(), Code::InvalidArgument);
+    // A day later the id is new again.
+    sqlx::query("UPDATE import_requests SET started_at = started_at - interval '25 hours'")
+        .execute(&mut server.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(server.import(vec![with_options(vec![email("d@example.com")], options())]).await.unwrap().imported, 1);
+}
+
+#[tokio::test]
+async fn simultaneous_first_uses_of_a_request_id_run_the_import_once() {
+    let server = TestServer::start().await;
+    let mut calls = JoinSet::new();
+    for _ in 0..8 {
+        let mut client = server.client().await;
+        let options = ImportOptions { request_id: "one".into(), ..ImportOptions::default() };
+        let chunks = numbered(0..30_000)
+            .collect::<Vec<_>>()
+            .chunks(10_000)
+            .map(|chunk| with_options(chunk.to_vec(), options.clone()))
+            .collect::<Vec<_>>();
+        let call = with_key(tokio_stream::iter(chunks), &server.key);
+        calls.spawn(async move { client.import_entries(call).await.unwrap().into_inner() });
+    }
+    for answer in calls.join_all().await {
+        assert_eq!((answer.imported, answer.skipped), (30_000, 0), "each gets the one answer");
+    }
+    let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM imports").fetch_one(&mut server.connection().await).await.unwrap();
+    assert_eq!(runs, 1);
+}
+
+#[tokio::test]
+async fn a_failed_import_gives_its_request_id_back() {
+    let server = TestServer::start().await;
+    let options = || ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
+    let broken = vec![with_options(vec![email("a@example.com")], options()), request(vec![email("x".repeat(5 << 20))])];
+    assert!(server.import(broken).await.is_err());
+    assert_eq!(server.import(vec![with_options(vec![email("a@example.com")], options())]).await.unwrap().imported, 1);
+}
+
+/// Seeded random operations on two workspaces, each answer held against a model.
+#[tokio::test]
+async fn random_operations_agree_with_a_model() {
+    use proptest::test_runner::{RngAlgorithm, TestRng};
+
+    let seed: u64 = std::env::var("DNC_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos().into());
+    println!("DNC_TEST_SEED={seed} repeats this run");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut below = |limit: u32| random.next_u32() % limit;
+
+    let server = TestServer::start().await;
+    let mut client = server.client().await;
+    let keys = [server.key.clone(), server.other_key.clone()];
+    let ids = [server.workspace, server.other_workspace];
+    let mut models: [BTreeMap<String, String>; 2] = Default::default();
+    let reasons = ["bounce", "complaint", "Manual"];
+    let name = |number: u32| match number % 4 {
+        0 => format!("d{}.example.com", number % 12),
+        1 => format!("example{}.org", number % 5),
+        _ => format!("u{}@d{}.example.com", number % 40, number % 12),
+    };
+    let covers = |model: &BTreeMap<String, String>, address: &str| -> Option<String> {
+        let domain = address.rsplit_once('@').map_or(address, |(_, domain)| domain);
+        let labels: Vec<&str> = domain.split('.').collect();
+        let domains = (0..labels.len() - 1).map(|from| labels[from..].join("."));
+        std::iter::once(address.to_owned()).chain(domains).find(|cover| model.contains_key(cover))
+    };
+    for step in 0..400 {
+        let at = below(2) as usize;
+        let (key, model) = (&keys[at], &mut models[at]);
+        let reason = reasons[below(3) as usize];
+        let filter = EntryFilter {
+            r#type: below(3).cast_signed(),
+            reason: if below(2) == 0 { reason.to_owned() } else { String::new() },
+            search: ["", "U1", "example", "d1.", "%", "_"][below(6) as usize].to_owned(),
+            ..EntryFilter::default()
+        };
+        let selects = |address: &str, reason: &str| {
+            let of_type = match filter.r#type {
+                1 => address.contains('@'),
+                2 => !address.contains('@'),
+                _ => true,
+            };
+            of_type && (filter.reason.is_empty() || filter.reason == reason) && address.contains(&filter.search.to_lowercase())
+        };
+        let selected: Vec<String> = model.iter().filter(|(a, r)| selects(a, r)).map(|(a, _)| a.clone()).collect();
+        match below(10) {
+            0..4 => {
+                let names: Vec<String> = (0..below(20)).map(|_| name(below(1_000))).collect();
+                let entry =
+                    |name: &String| Entry { reason: reason.into(), ..if name.contains('@') { email(name) } else { domain(name) } };
+                let call = with_key(tokio_stream::iter([request(names.iter().map(entry).collect())]), key);
+                let answer = client.import_entries(call).await.unwrap().into_inner();
+                let mut imported = 0;
+                for name in names {
+                    imported += u64::from(!model.contains_key(&name));
+                    model.entry(name).or_insert_with(|| reason.to_owned());
+                }
+                assert_eq!(answer.imported, imported, "seed {seed}, step {step}");
+            }
+            4..6 => {
+                let names: Vec<String> = (0..30).map(|_| name(below(1_000))).collect();
+                let call = with_key(CheckEntriesRequest { emails: names.clone() }, key);
+                for (name, result) in names.iter().zip(client.check_entries(call).await.unwrap().into_inner().results) {
+                    let expected = covers(model, name);
+                    assert_eq!(result.suppressed, expected.is_some(), "seed {seed}, step {step}: {name}");
+                    assert_eq!(result.entry.map(|entry| entry.email), expected, "seed {seed}, step {step}");
+                }
+            }
+            6 => {
+                let (seen, totals) = pages(&mut client, key, &filter, 1 + below(9).cast_signed()).await;
+                assert_eq!(seen, selected, "seed {seed}, step {step}: {filter:?}");
+                assert!(totals.iter().all(|total| *total == selected.len() as i64), "seed {seed}, step {step}");
+            }
+            7 => {
+                let call = with_key(ExportEntriesRequest { filter: Some(filter.clone()) }, key);
+                let mut messages = client.export_entries(call).await.unwrap().into_inner();
+                let mut seen = Vec::new();
+                while let Some(message) = messages.message().await.unwrap() {
+                    seen.extend(message.entries.into_iter().map(|entry| entry.email));
+                }
+                assert_eq!(seen, selected, "seed {seed}, step {step}: {filter:?}");
+            }
+            8 => {
+                let validate_only = below(2) == 0;
+                let (message, gone) = if below(4) == 0 {
+                    (DeleteEntriesRequest { filter: Some(filter.clone()), all: true, ..Default::default() }, selected.clone())
+                } else {
+                    let names: Vec<String> = (0..10).map(|_| name(below(1_000))).collect();
+                    let gone = model.keys().filter(|address| names.contains(address)).cloned().collect();
+                    (DeleteEntriesRequest { emails: names, ..Default::default() }, gone)
+                };
+                let call = with_key(DeleteEntriesRequest { validate_only, ..message }, key);
+                let deleted = client.delete_entries(call).await.unwrap().into_inner().deleted;
+                assert_eq!(deleted, gone.len() as i64, "seed {seed}, step {step}");
+                if !validate_only {
+                    model.retain(|address, _| !gone.contains(address));
+                }
+            }
+            _ => {
+                let answer = client.summarize_entries(with_key(SummarizeEntriesRequest {}, key)).await.unwrap().into_inner();
+                let mut expected: BTreeMap<(i32, String), i64> = BTreeMap::new();
+                for (address, reason) in model.iter() {
+                    *expected.entry((if address.contains('@') { 1 } else { 2 }, reason.clone())).or_default() += 1;
+                }
+                let seen: BTreeMap<_, _> = answer.reasons.into_iter().map(|row| ((row.r#type, row.reason), row.count)).collect();
+                assert_eq!(seen, expected, "seed {seed}, step {step}");
+                assert_eq!(answer.total, model.len() as i64, "seed {seed}, step {step}");
+            }
+        }
+    }
+    for (id, model) in ids.iter().zip(&models) {
+        let rows: BTreeMap<_, _> = server.rows(WorkspaceId(id.0)).await.into_iter().map(|row| (row.0, row.1)).collect();
+        assert_eq!(&rows, model, "seed {seed}");
+    }
+}
