@@ -11,7 +11,7 @@ use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use psl::{List, Psl, Type};
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
-use super::entry::Failure;
+use super::failure::Failure;
 
 const LOCAL_OCTETS_MAX: usize = 64;
 const DOMAIN_OCTETS_MAX: usize = 253;

@@ -1,6 +1,6 @@
 //! How an import is cut into transactions, and how its entries are counted.
 
-use super::entry::{Entry, Failure};
+use super::{entry::Entry, failure::Failure};
 
 /// A stream of this many entries or fewer is always one batch, and so one transaction: HTTP callers are promised that all
 /// of a JSON import is stored or none of it.

@@ -1,9 +1,9 @@
-//! One entry of the list, and the ways in which one can be refused.
+//! One entry of the list.
 
-use super::address::Address;
-
-/// The longest reason, in characters after trimming.
-pub const REASON_CHARS_MAX: usize = 64;
+use super::{
+    address::Address,
+    failure::{Failure, REASON_CHARS_MAX},
+};
 
 /// Why an address is on the list: any text of 1 to 64 characters without control characters, kept as given.
 ///
@@ -47,56 +47,6 @@ pub struct Entry {
     pub address: Address,
     /// Why.
     pub reason: Reason,
-}
-
-/// Why an entry was refused. Stops nothing but the entry itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Not an e-mail address, with the cause.
-    InvalidEmail(&'static str),
-    /// Not a domain, with the cause.
-    InvalidDomain(&'static str),
-    /// A domain entry that would block every domain under a public suffix.
-    PublicSuffix,
-    /// Neither `email` nor `domain`.
-    InvalidType,
-    /// Too long, or with a control character.
-    InvalidReason,
-}
-
-impl Failure {
-    /// The code that callers branch on.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::InvalidEmail(_) => "INVALID_EMAIL",
-            Self::InvalidDomain(_) => "INVALID_DOMAIN",
-            Self::PublicSuffix => "PUBLIC_SUFFIX",
-            Self::InvalidType => "INVALID_TYPE",
-            Self::InvalidReason => "INVALID_REASON",
-        }
-    }
-
-    /// The field at fault.
-    pub fn field(self) -> &'static str {
-        match self {
-            Self::InvalidEmail(_) | Self::InvalidDomain(_) | Self::PublicSuffix => "email",
-            Self::InvalidType => "type",
-            Self::InvalidReason => "reason",
-        }
-    }
-
-    /// A sentence for people, without the address.
-    pub fn message(self) -> String {
-        match self {
-            Self::InvalidEmail(why) => format!("The e-mail address {why}."),
-            Self::InvalidDomain(why) => format!("The domain entry {why}."),
-            Self::PublicSuffix => {
-                "The domain entry is a public suffix and would block every domain under it; name the domains themselves.".to_owned()
-            }
-            Self::InvalidType => "The type is neither email nor domain.".to_owned(),
-            Self::InvalidReason => format!("The reason must have 1 to {REASON_CHARS_MAX} characters and no control characters."),
-        }
-    }
 }
 
 #[cfg(test)]

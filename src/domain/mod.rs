@@ -7,12 +7,14 @@ mod address;
 mod batch;
 mod entry;
 mod error;
+mod failure;
 mod key;
 mod page;
 
 pub use address::{Address, Kind};
 pub use batch::{BATCH_ENTRIES_MIN, Batch, Tally};
-pub use entry::{Entry, Failure, REASON_CHARS_MAX, Reason};
+pub use entry::{Entry, Reason};
 pub use error::Error;
+pub use failure::Failure;
 pub use key::{ApiKey, KeyHash, KeyId, KeyKind, UserId, WorkspaceId};
 pub use page::{Filter, Position};
