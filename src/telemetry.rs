@@ -30,11 +30,18 @@ pub fn init(options: &LogOptions) -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("logging cannot be started: {error}"))
 }
 
-/// The caller's own request id if it sent one sane id (1 to 128 printable ASCII characters), or else a new one.
+/// The caller's own request id if it sent one sane id, or else a new one. Sane is a text of 1 to 128 letters, digits and `-_.:/+=`, which has neither an
+/// address nor a key in it: it goes into the log.
 pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_sane = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        (1..=REQUEST_ID_CHARS_MAX).contains(&bytes.len())
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte))
+            && !bytes.windows(3).any(|part| part == b"sk_")
+    };
     headers
         .get(REQUEST_ID)
-        .filter(|value| (1..=REQUEST_ID_CHARS_MAX).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic))
+        .filter(is_sane)
         .cloned()
         .unwrap_or_else(|| HeaderValue::from_str(&Uuid::new_v4().to_string()).unwrap_or(HeaderValue::from_static("none")))
 }

@@ -1,7 +1,7 @@
 //! `dnc migrate`, `workspaces`, `users` and `keys`: what an operator does with the database at hand. What a script needs
 //! stands alone on standard output; lists have a line a row, tabs between the columns, the id first.
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -92,10 +92,10 @@ pub(super) async fn migrate(database: &DatabaseUrl) -> anyhow::Result<()> {
 
 pub(super) async fn workspaces(command: Workspaces) -> anyhow::Result<()> {
     match command {
-        Workspaces::Create { name, database } => println!("{}", migrated(&database).await?.create_workspace(&name).await?),
+        Workspaces::Create { name, database } => print(&migrated(&database).await?.create_workspace(&name).await?.to_string())?,
         Workspaces::List(database) => {
             for row in migrated(&database).await?.list_workspaces().await? {
-                println!("{}\t{}\t{}", row.id, instant(row.created_at), row.name);
+                print(&format!("{}\t{}\t{}", row.id, instant(row.created_at), row.name))?;
             }
         }
     }
@@ -105,12 +105,12 @@ pub(super) async fn workspaces(command: Workspaces) -> anyhow::Result<()> {
 pub(super) async fn users(command: Users) -> anyhow::Result<()> {
     match command {
         Users::Create { name, workspace, database } => {
-            println!("{}", migrated(&database).await?.create_user(&name, &workspace).await?)
+            print(&migrated(&database).await?.create_user(&name, &workspace).await?.to_string())?
         }
         Users::List(database) => {
             for row in migrated(&database).await?.list_users().await? {
                 let workspaces: Vec<_> = row.workspaces.iter().map(ToString::to_string).collect();
-                println!("{}\t{}\t{}\t{}", row.id, instant(row.created_at), row.name, workspaces.join(","));
+                print(&format!("{}\t{}\t{}\t{}", row.id, instant(row.created_at), row.name, workspaces.join(",")))?;
             }
         }
     }
@@ -125,8 +125,14 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
                 (None, Some(id)) => KeyOwner::User(id),
                 (None, None) => anyhow::bail!("give --workspace or --user"),
             };
-            let key = issue_key(&migrated(&database).await?, owner, &name, expires_in).await?;
-            println!("{}", key.reveal());
+            let store = migrated(&database).await?;
+            let key = ApiKey::generate(kind_of(owner))?;
+            let id = store.create_key(owner, &name, key.hash(), expires_in).await?;
+            if let Err(error) = print(key.reveal()) {
+                // Nobody has seen it, and nobody ever will.
+                store.revoke_key(id).await?;
+                return Err(error.context(format!("{id} was revoked again")));
+            }
         }
         Keys::List(database) => {
             let now = OffsetDateTime::now_utc();
@@ -141,7 +147,7 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
                     _ => "valid",
                 };
                 let expiry = row.expires_at.map_or("never".to_owned(), instant);
-                println!("{}\t{owner}\t{state}\t{}\t{expiry}\t{}", row.id, instant(row.created_at), row.name);
+                print(&format!("{}\t{owner}\t{state}\t{}\t{expiry}\t{}", row.id, instant(row.created_at), row.name))?;
             }
         }
         Keys::Revoke { id, database } => {
@@ -157,13 +163,21 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
 /// # Errors
 /// When the owner does not exist, or the database is away.
 pub async fn issue_key(store: &Store, owner: KeyOwner, name: &str, expires_in: Option<Duration>) -> anyhow::Result<ApiKey> {
-    let kind = match owner {
-        KeyOwner::Workspace(_) => KeyKind::Workspace,
-        KeyOwner::User(_) => KeyKind::Platform,
-    };
-    let key = ApiKey::generate(kind)?;
+    let key = ApiKey::generate(kind_of(owner))?;
     store.create_key(owner, name, key.hash(), expires_in).await?;
     Ok(key)
+}
+
+fn kind_of(owner: KeyOwner) -> KeyKind {
+    match owner {
+        KeyOwner::Workspace(_) => KeyKind::Workspace,
+        KeyOwner::User(_) => KeyKind::Platform,
+    }
+}
+
+/// Prints a line to standard output, where somebody has to take it.
+pub(super) fn print(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("standard output takes nothing more")
 }
 
 /// A store whose database has answered.
@@ -174,8 +188,19 @@ pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
         connect_timeout: Duration::from_secs(10),
         statement_timeout: Duration::from_secs(600),
     })?;
-    store.ping().await.context("DATABASE_URL leads nowhere")?;
+    require_reachable(&store).await?;
     Ok(store)
+}
+
+/// Refuses a database that cannot be reached, with the cause that the database or the network gave.
+pub(super) async fn require_reachable(store: &Store) -> anyhow::Result<()> {
+    store.ping().await.map_err(|error| {
+        let error = anyhow::Error::from(error);
+        anyhow::anyhow!(
+            "DATABASE_URL cannot be used ({}); check the host, port, database, user and password in it",
+            error.root_cause()
+        )
+    })
 }
 
 async fn migrated(database: &DatabaseUrl) -> anyhow::Result<Store> {

@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use tonic::{Request, Status, metadata::AsciiMetadataValue, transport::Channel};
 
-use super::serve::dial;
+use super::{admin::print, serve::dial};
 use crate::{
     domain::WorkspaceId,
     gateway::Format,
@@ -167,6 +167,5 @@ pub(super) async fn remove(options: Remove) -> anyhow::Result<()> {
         let message = DeleteEntriesRequest { emails: addresses.to_vec(), validate_only: options.dry_run, ..Default::default() };
         removed += client.delete_entries(options.server.request(message)?).await.map_err(told)?.into_inner().deleted;
     }
-    println!("{removed}");
-    Ok(())
+    print(&removed.to_string())
 }

@@ -38,7 +38,7 @@ pub(super) struct GatewayOptions {
 
 pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let store = server::store(&options.database.database_url, &options.server.database)?;
-    store.ping().await.context("DATABASE_URL leads nowhere")?;
+    admin::require_reachable(&store).await?;
     if options.migrate {
         store.migrate().await?;
     }

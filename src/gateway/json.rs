@@ -411,17 +411,17 @@ struct ImportBody {
 
 #[derive(Deserialize)]
 struct JsonEntry {
-    email: String,
+    email: Text,
     #[serde(default)]
     r#type: JsonEntryType,
     #[serde(default)]
-    reason: Option<String>,
+    reason: Option<Text>,
 }
 
 impl From<JsonEntry> for Entry {
     fn from(entry: JsonEntry) -> Self {
         let JsonEntry { email, r#type, reason } = entry;
-        Self { email: cut(email), r#type: r#type.0, reason: cut(reason.unwrap_or_default()), ..Self::default() }
+        Self { email: email.0, r#type: r#type.0, reason: reason.unwrap_or_default().0, ..Self::default() }
     }
 }
 
@@ -443,6 +443,31 @@ fn cut(mut text: String) -> String {
     text
 }
 
+/// A text of any octets, cut to [`TEXT_BYTES_MAX`]. Half a surrogate pair (what cutting a text in the middle of an emoji leaves) or octets
+/// that are not UTF-8 become a NUL, which the service refuses in every field: so they fail their own entry and not the whole body.
+#[derive(Default)]
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Text, E> {
+                let text =
+                    str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes).replace('\u{fffd}', "\0"), str::to_owned);
+                Ok(Text(cut(text)))
+            }
+        }
+        deserializer.deserialize_bytes(Visitor)
+    }
+}
+
 /// The number of an entry type's name, without making a text of it.
 #[derive(Default)]
 struct JsonEntryType(i32);
@@ -462,12 +487,13 @@ impl<'de> Deserialize<'de> for JsonEntryType {
             }
 
             fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<JsonEntryType, D::Error> {
-                deserializer.deserialize_str(self)
+                deserializer.deserialize_bytes(self)
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<JsonEntryType, E> {
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<JsonEntryType, E> {
                 // An empty text is a text, and no type's name.
-                Ok(JsonEntryType(if text.is_empty() { UNKNOWN_TYPE } else { type_number(text) }))
+                let name = str::from_utf8(bytes).ok().filter(|name| !name.is_empty());
+                Ok(JsonEntryType(name.map_or(UNKNOWN_TYPE, type_number)))
             }
         }
         deserializer.deserialize_option(Visitor)
@@ -571,9 +597,23 @@ mod tests {
         ] {
             assert_eq!(message(body).await, expected, "{body}");
         }
-        for body in ["", "{", r#"{"entries":[{"email":"a@b.de",}]}"#, "\u{1}", r#"{"entries":[{"email":"\ud800"}]}"#] {
+        for body in ["", "{", r#"{"entries":[{"email":"a@b.de",}]}"#, "\u{1}", r#"{"entries":[{"email":"\u12"}]}"#] {
             assert!(message(body).await.starts_with("body: expected valid JSON, but at line 1"), "{body}: {}", message(body).await);
         }
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_fails_its_own_entry_alone() {
+        let body = [
+            br#"{"entries":[{"email":"a@b.de","reason":"\ud83d"},{"email":"\ud83d\ude00"},{"email":""#.as_slice(),
+            &[0xff],
+            br#""}]}"#,
+        ]
+        .concat();
+        let entries = import_entries(&body).expect("the shape is right");
+        assert!(entries[0].reason.contains('\0'));
+        assert_eq!(entries[1].email, "\u{1f600}");
+        assert!(entries[2].email.contains('\0'));
     }
 
     #[test]

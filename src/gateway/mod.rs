@@ -21,7 +21,7 @@ use std::{
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{RawQuery, Request, State},
+    extract::{MatchedPath, RawQuery, Request, State},
     http::{HeaderMap, HeaderValue, header, uri::PathAndQuery},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -166,11 +166,12 @@ async fn around_each(
 ) -> Response {
     let running = requests.token();
     let request_id = telemetry::request_id(request.headers());
-    // The path alone: a query may hold an address.
+    // The route and not the path: a query or a mistaken path may hold an address, or a key.
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!(
         "http",
         method = %request.method(),
-        path = request.uri().path(),
+        route,
         request_id = request_id.to_str().unwrap_or_default(),
     );
     request.headers_mut().insert(telemetry::REQUEST_ID, request_id.clone());

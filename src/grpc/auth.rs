@@ -99,13 +99,18 @@ impl Authenticator {
 
     async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
         let key = key_of(headers)?;
-        let asked_for = headers.get("x-workspace-id");
+        let mut values = headers.get_all("x-workspace-id").iter();
+        let asked_for = values.next();
         // Text that is no id is looked up as none: a wrong key must be told before a wrong workspace id.
-        let workspace_id = asked_for.and_then(|value| value.to_str().ok()?.trim().parse::<WorkspaceId>().ok());
+        let workspace_id =
+            asked_for.filter(|_| values.next().is_none()).and_then(|value| value.to_str().ok()?.trim().parse::<WorkspaceId>().ok());
         let asked = (key.hash(), workspace_id);
         let caller = self.caller(asked).await?.ok_or(UNKNOWN_KEY)?;
         if asked_for.is_some() && workspace_id.is_none() {
-            return Err(Error::invalid("x-workspace-id", "X-Workspace-Id must be ws_ and a number, such as ws_1."));
+            return Err(Error::invalid(
+                "x-workspace-id",
+                "X-Workspace-Id must be there once, and be ws_ and a number, such as ws_1.",
+            ));
         }
         let workspace = match (key.kind(), workspace_id) {
             (KeyKind::Platform, None) => {
@@ -244,7 +249,8 @@ where
         let request_id = telemetry::request_id(request.headers());
         let span = tracing::info_span!(
             "rpc",
-            method = request.uri().path(),
+            // What a stranger puts in place of a method may be anything.
+            method = if needs(request.uri().path()).is_some() { request.uri().path() } else { "unknown" },
             request_id = request_id.to_str().unwrap_or_default(),
             workspace = tracing::field::Empty,
             key = tracing::field::Empty,

@@ -1,0 +1,137 @@
+//! What a check costs beside the bare statement that it sends, in one run: the ratios are what counts, the figures move with the machine.
+//!
+//! The rounds of both sides take turns, so that a machine whose speed drifts slows both.
+
+#[allow(unreachable_pub, reason = "shared by several programs")]
+mod support;
+
+use std::{sync::Arc, time::Instant};
+
+use dnc::{
+    domain::Address,
+    proto::{CheckEntriesRequest, dnc_service_client::DncServiceClient},
+};
+use sqlx::{PgPool, postgres::PgPoolOptions};
+use support::{Database, Service, median};
+use tokio::task::JoinSet;
+use tonic::{Request, transport::Channel};
+
+const ROWS: i32 = 1_000_000;
+const ROUNDS: usize = 40;
+const CONCURRENCY: usize = 16;
+const SINGLE_CHECKS: usize = 8_000;
+const STATEMENT: &str = "SELECT address, reason, created_at, added_by FROM entries
+     WHERE workspace_id = $1 AND address = ANY (ARRAY(SELECT UNNEST($2::text[])))";
+
+type Row = (String, String, time::OffsetDateTime, i64);
+
+fn main() -> anyhow::Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(run())
+}
+
+async fn run() -> anyhow::Result<()> {
+    let database = Database::start().await?;
+    let (service, _store) = Service::start(&database.url).await?;
+    let pool = PgPoolOptions::new().max_connections(CONCURRENCY as u32).test_before_acquire(false).connect(&database.url).await?;
+    sqlx::query(
+        "INSERT INTO entries (workspace_id, added_by, address, reason)
+         SELECT $1, 1, 'user' || n || '@example' || n % 1000 || '.com', 'bounce' FROM generate_series(1, $2) n",
+    )
+    .bind(service.workspace.0)
+    .bind(ROWS)
+    .execute(&pool)
+    .await?;
+    sqlx::query("VACUUM ANALYZE entries").execute(&pool).await?;
+    let client = DncServiceClient::connect(service.grpc_url.clone()).await?;
+    let sides = Arc::new(Sides { pool, grpc_url: service.grpc_url, workspace: service.workspace.0, key: service.key });
+
+    let (mut bare, mut checked) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let emails = emails(round * 1_000..(round + 1) * 1_000);
+        // Whoever comes first finds the pages cold.
+        sides.statement(&emails).await?;
+        let started = Instant::now();
+        sides.statement(&emails).await?;
+        bare.push(started.elapsed().as_secs_f64());
+        let started = Instant::now();
+        sides.check(&client, emails).await?;
+        checked.push(started.elapsed().as_secs_f64());
+    }
+    let (bare, checked) = (median(bare) * 1_000.0, median(checked) * 1_000.0);
+    println!("bulk check of 1,000   statement {bare:8.2} ms   check {checked:8.2} ms   ratio {:5.2} (at most 1.3)", checked / bare);
+
+    let (mut bare, mut checked) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        bare.push(rate(&sides, Side::Statement).await?);
+        checked.push(rate(&sides, Side::Check).await?);
+    }
+    let (bare, checked) = (median(bare), median(checked));
+    println!(
+        "single checks, {CONCURRENCY} at once   statement {bare:8.0} /s   check {checked:8.0} /s   ratio {:5.2} (at least 0.5)",
+        checked / bare
+    );
+    drop(database.postgres);
+    Ok(())
+}
+
+fn emails(numbers: std::ops::Range<usize>) -> Vec<String> {
+    // Every other one is on the list.
+    numbers.map(|n| n * 7919 % (2 * ROWS as usize)).map(|n| format!("user{n}@example{}.com", n % 1000)).collect()
+}
+
+struct Sides {
+    pool: PgPool,
+    grpc_url: String,
+    workspace: i64,
+    key: String,
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Statement,
+    Check,
+}
+
+impl Sides {
+    /// The bare statement, with the very same addresses and domains.
+    async fn statement(&self, emails: &[String]) -> anyhow::Result<usize> {
+        let addresses: Vec<Address> = emails.iter().filter_map(|email| Address::parse_any(email.clone()).ok()).collect();
+        let mut wanted: Vec<&str> = addresses.iter().flat_map(Address::covers).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let rows: Vec<Row> = sqlx::query_as(STATEMENT).bind(self.workspace).bind(wanted).fetch_all(&self.pool).await?;
+        Ok(rows.len())
+    }
+
+    async fn check(&self, client: &DncServiceClient<Channel>, emails: Vec<String>) -> anyhow::Result<usize> {
+        let mut request = Request::new(CheckEntriesRequest { emails });
+        request.metadata_mut().insert("x-api-key", self.key.parse()?);
+        let answer = client.clone().check_entries(request).await?.into_inner();
+        Ok(answer.results.iter().filter(|result| result.suppressed).count())
+    }
+}
+
+async fn rate(sides: &Arc<Sides>, side: Side) -> anyhow::Result<f64> {
+    let started = Instant::now();
+    let mut tasks: JoinSet<anyhow::Result<usize>> = JoinSet::new();
+    for task in 0..CONCURRENCY {
+        let sides = sides.clone();
+        tasks.spawn(async move {
+            // As many connections on both sides.
+            let client = DncServiceClient::connect(sides.grpc_url.clone()).await?;
+            let mut found = 0;
+            for number in 0..SINGLE_CHECKS / CONCURRENCY {
+                let emails = emails(task * 100_000 + number..task * 100_000 + number + 1);
+                found += match side {
+                    Side::Statement => sides.statement(&emails).await?,
+                    Side::Check => sides.check(&client, emails).await?,
+                };
+            }
+            Ok(found)
+        });
+    }
+    for found in tasks.join_all().await {
+        found?;
+    }
+    Ok(SINGLE_CHECKS as f64 / started.elapsed().as_secs_f64())
+}
