@@ -43,7 +43,7 @@ async fn run() -> anyhow::Result<()> {
     .await?;
     sqlx::query("VACUUM ANALYZE entries").execute(&pool).await?;
     let client = DncServiceClient::connect(service.grpc_url.clone()).await?;
-    let sides = Arc::new(Sides { pool, grpc_url: service.grpc_url, workspace: service.workspace.0, key: service.key });
+    let sides = Arc::new(Sides { pool, client: client.clone(), workspace: service.workspace.0, key: service.key });
 
     let (mut bare, mut checked) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
@@ -81,7 +81,7 @@ fn emails(numbers: std::ops::Range<usize>) -> Vec<String> {
 
 struct Sides {
     pool: PgPool,
-    grpc_url: String,
+    client: DncServiceClient<Channel>,
     workspace: i64,
     key: String,
 }
@@ -117,8 +117,7 @@ async fn rate(sides: &Arc<Sides>, side: Side) -> anyhow::Result<f64> {
     for task in 0..CONCURRENCY {
         let sides = sides.clone();
         tasks.spawn(async move {
-            // As many connections on both sides.
-            let client = DncServiceClient::connect(sides.grpc_url.clone()).await?;
+            let client = sides.client.clone();
             let mut found = 0;
             for number in 0..SINGLE_CHECKS / CONCURRENCY {
                 let emails = emails(task * 100_000 + number..task * 100_000 + number + 1);

@@ -18,7 +18,7 @@ CREATE TABLE deletions (
     deleted bigint NOT NULL,
     -- 'emails' or 'all'
     mode text NOT NULL,
-    -- With 'emails': how many addresses the caller named.
+    -- With 'emails': how many different addresses the caller named.
     named bigint,
     -- With 'all': the filter, each part empty unless it was set.
     filter_type text,

@@ -35,7 +35,7 @@ pub struct DatabaseUrl {
 /// How the database is used by a server.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseLimits {
-    /// Connections held at most; imports use three quarters of them
+    /// Connections held at most; imports use half of them
     #[arg(long, env = "DNC_DATABASE_CONNECTIONS_MAX", default_value_t = 16, value_parser = clap::value_parser!(u32).range(4..=1000))]
     pub database_connections_max: u32,
     /// How long a call waits for a connection before the database counts as away

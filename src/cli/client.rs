@@ -32,7 +32,7 @@ struct Server {
     #[arg(long, env = "DNC_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: String,
     /// The workspace to work in; a platform key needs one
-    #[arg(long, value_name = "ws_…")]
+    #[arg(long, env = "DNC_WORKSPACE_ID", value_name = "ws_…")]
     workspace: Option<WorkspaceId>,
 }
 
@@ -120,10 +120,11 @@ pub(super) async fn check(options: Check) -> anyhow::Result<()> {
     for addresses in options.addresses.chunks(ADDRESSES_MAX) {
         let request = options.server.request(CheckEntriesRequest { emails: addresses.to_vec() })?;
         for result in client.check_entries(request).await.map_err(told)?.into_inner().results {
-            let CheckResult { email, entry, error, .. } = result;
+            let CheckResult { email, suppressed, entry, error } = result;
             match (entry, error) {
                 (Some(entry), _) => writeln!(out, "{email}\tsuppressed\t{}\t{}", entry.email, entry.reason)?,
                 (None, Some(error)) => writeln!(out, "{email}\tinvalid\t{}\t{}", error.code, error.message)?,
+                (None, None) if suppressed => writeln!(out, "{email}\tsuppressed\t\t")?,
                 (None, None) => writeln!(out, "{email}\tclear\t\t")?,
             }
         }

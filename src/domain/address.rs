@@ -71,6 +71,21 @@ impl Address {
         parse_domain(&text).map(Self).map_err(Failure::InvalidEmail)
     }
 
+    /// What to look for in canonical forms when somebody looks for this part of an address: in lower case, a domain (behind an `@`, or
+    /// with a dot in it) in IDNA's ASCII form.
+    pub fn search_form(text: &str) -> String {
+        let folded = canonical_local(trim(text));
+        let (local, domain) = match folded.rsplit_once('@') {
+            Some((local, domain)) => (Some(local), domain),
+            None => (None, folded.as_str()),
+        };
+        let is_foreign_domain = !domain.is_ascii() && (local.is_some() || domain.contains('.'));
+        match Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::EMPTY, Hyphens::Allow, DnsLength::Ignore) {
+            Ok(ascii) if is_foreign_domain => local.map_or(ascii.to_string(), |local| format!("{local}@{ascii}")),
+            _ => folded,
+        }
+    }
+
     /// The texts of the entries that would cover this address, the nearest first: the address itself, its domain, and every domain above that
     /// an entry can be made for.
     pub fn covers(&self) -> impl Iterator<Item = &str> {
@@ -368,6 +383,20 @@ mod tests {
         assert!(code("www.ck").is_ok(), "an exception of the list");
         assert!(code("github.io").is_ok(), "private section");
         assert!(email("someone@co.uk").is_ok(), "an address blocks itself alone");
+    }
+
+    #[test]
+    fn a_search_is_for_what_is_stored() {
+        for (text, form) in [
+            (" Bücher.DE", "xn--bcher-kva.de"),
+            ("INFO@München.de\u{200b}", "info@xn--mnchen-3ya.de"),
+            ("JÜRGEN", "jürgen"),
+            ("a+B", "a+b"),
+            ("%_", "%_"),
+            (" \u{feff}", ""),
+        ] {
+            assert_eq!(Address::search_form(text), form);
+        }
     }
 
     #[test]

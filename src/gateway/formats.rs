@@ -1,6 +1,9 @@
 //! Files: CSV (RFC 4180) and NDJSON, streamed. What is written here can be read here again.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -13,6 +16,7 @@ use serde::Serialize;
 use tonic::Streaming;
 
 use super::{
+    BODY_IDLE_TIMEOUT,
     error::Problem,
     json::{self, Query, time_text, type_name},
     next_chunk,
@@ -31,7 +35,7 @@ pub enum Format {
 impl Format {
     /// `?format=`, CSV unless it is there.
     pub(super) fn of_query(query: &Query) -> Result<Self, Problem> {
-        match query.get("format")? {
+        match query.get("format")?.as_deref() {
             None | Some("csv") => Ok(Self::Csv),
             Some("ndjson") => Ok(Self::Ndjson),
             Some(_) => Err(Problem::invalid("format", "expected csv or ndjson")),
@@ -118,6 +122,9 @@ const MESSAGE_ENTRIES: usize = 2_000;
 /// Why lines were refused here, by the index of the entry that went to the service in their place.
 pub(super) type Faults = Arc<Mutex<Vec<(u64, String)>>>;
 
+/// How long entries wait for others to fill a message with.
+const FLUSH_AFTER: Duration = Duration::from_secs(1);
+
 /// As many causes as an answer describes.
 const FAULTS_MAX: usize = 10_000;
 
@@ -154,7 +161,14 @@ impl Reader {
         while self.read.entries.len() < MESSAGE_ENTRIES
             && let Some(body) = &mut self.body
         {
-            match next_chunk(body).await? {
+            // What has come goes on its way when nothing more comes for a moment; a live but slow sender must not look idle.
+            let waiting = if self.read.entries.is_empty() { BODY_IDLE_TIMEOUT } else { FLUSH_AFTER };
+            let chunk = match tokio::time::timeout(waiting, next_chunk(body)).await {
+                Err(_) if !self.read.entries.is_empty() => break,
+                Err(_) => return Err(Problem::timed_out()),
+                Ok(chunk) => chunk?,
+            };
+            match chunk {
                 Some(chunk) => self.lines.push(&chunk, &mut self.read)?,
                 None => {
                     self.lines.finish(&mut self.read)?;
@@ -227,7 +241,7 @@ impl Lines {
     }
 }
 
-const TOO_LONG: &str = "is longer than 64 KiB";
+const TOO_LONG: &str = "is longer than 64 KiB, or has more than 1,000 cells";
 
 #[derive(Default)]
 struct Ndjson {
@@ -281,6 +295,8 @@ struct Csv {
     output_len: usize,
     ends_len: usize,
     is_too_long: bool,
+    /// The line on which the record began.
+    first_line: u64,
     /// Where the columns are; none before the header row.
     columns: Option<Columns>,
 }
@@ -301,6 +317,7 @@ impl Default for Csv {
             output_len: 0,
             ends_len: 0,
             is_too_long: false,
+            first_line: 1,
             columns: None,
         }
     }
@@ -319,16 +336,34 @@ impl Csv {
                 ReadRecordResult::InputEmpty if is_end => {}
                 ReadRecordResult::InputEmpty => return Ok(()),
                 ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull => {
+                    self.require_closed()?;
                     self.is_too_long = true;
                     (self.output_len, self.ends_len) = (0, 0);
                 }
                 ReadRecordResult::Record => {
+                    if is_end {
+                        self.require_closed()?;
+                    }
                     self.record(read)?;
+                    self.first_line = self.parser.line();
                     (self.output_len, self.ends_len) = (0, 0);
                 }
                 ReadRecordResult::End => return Ok(()),
             }
         }
+    }
+
+    /// Breaks the import off when one cell has taken in the rest of the file, or far too much of it: the lines in it would be lost without
+    /// being counted.
+    fn require_closed(&self) -> Result<(), Problem> {
+        if self.output[..self.output_len].contains(&b'\n') {
+            let place = format!("line {}", self.first_line);
+            return Err(Problem::invalid(
+                &place,
+                "a quoted cell that starts here or just after is not closed; what came before is stored",
+            ));
+        }
+        Ok(())
     }
 
     fn record(&mut self, read: &mut Read) -> Result<(), Problem> {
@@ -455,6 +490,18 @@ mod tests {
             assert_eq!(entries, [("a@example.com", 0), ("", 0), ("", 0), ("", 0), ("b.de", 2)]);
             assert_eq!(faults[0], (1, "email: expected a string".to_owned()));
             assert_eq!(faults[2], (3, TOO_LONG.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_ends_the_import_and_names_the_line() {
+        for tail in ["", &"x@example.com,b\n".repeat(9_000)] {
+            let file = format!("email,reason\na@example.com,b\n\"c@example.com,b\nd@example.com,b\n{tail}");
+            let mut lines = Csv::default();
+            let mut read = Read { entries: Vec::new(), count: 0, faults: Faults::default() };
+            let problem = lines.push(file.as_bytes(), &mut read).and_then(|()| lines.push(&[], &mut read)).expect_err("not closed");
+            assert!(problem.into_message().starts_with("line 3: "));
+            assert_eq!(read.entries.len(), 1);
         }
     }
 

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use axum::http::HeaderValue;
+use percent_encoding::percent_decode_str;
 use prost::Message;
 use prost_types::Timestamp;
 use serde::{
@@ -50,21 +51,28 @@ pub(super) struct Success<T> {
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Reads the raw text.
+    /// Splits the raw text; values are decoded when they are asked for.
     pub(super) fn parse(query: Option<&str>) -> Self {
-        Self(url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect())
+        let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        Self(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
-    pub(super) fn get(&self, name: &str) -> Result<Option<&str>, Problem> {
+    /// A value. A plus sign stays one, although forms write a space so: most who put `bob+news@example.com` into a URL mean that address,
+    /// and asking about another one would give a wrong answer.
+    pub(super) fn get(&self, name: &str) -> Result<Option<String>, Problem> {
         let mut values = self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
         match (values.next(), values.next()) {
-            (value, None) => Ok(value),
-            (_, Some(_)) => Err(Problem::invalid(name, "expected once")),
+            (None, _) => Ok(None),
+            (Some(value), None) => match percent_decode_str(value).decode_utf8() {
+                Ok(text) => Ok(Some(text.into_owned())),
+                Err(_) => Err(Problem::invalid(name, "expected percent-encoded UTF-8")),
+            },
+            (Some(_), Some(_)) => Err(Problem::invalid(name, "expected once")),
         }
     }
 
     fn flag(&self, name: &str) -> Result<bool, Problem> {
-        match self.get(name)? {
+        match self.get(name)?.as_deref() {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(_) => Err(Problem::invalid(name, "expected true or false")),
@@ -82,22 +90,25 @@ impl Query {
 
     fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
         let Some(text) = self.get(name)? else { return Ok(None) };
-        // A plus sign that nobody escaped has become a space.
-        let time = OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339)
-            .map_err(|_| Problem::invalid(name, "expected a time such as 2024-06-01T10:00:00.000Z"))?;
-        Ok(Some(Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() }))
+        timestamp(name, &text).map(Some)
     }
 
     /// The filters of a list.
     pub(super) fn filter(&self) -> Result<EntryFilter, Problem> {
         Ok(EntryFilter {
-            r#type: entry_type(self.get("type")?)?.into(),
-            reason: self.get("reason")?.unwrap_or_default().to_owned(),
-            search: self.get("search")?.unwrap_or_default().to_owned(),
+            r#type: entry_type(self.get("type")?.as_deref())?.into(),
+            reason: self.get("reason")?.map(|reason| reason.replace('+', " ")).unwrap_or_default(),
+            search: self.get("search")?.unwrap_or_default(),
             create_time_from: self.time("createdFrom")?,
             create_time_to: self.time("createdTo")?,
         })
     }
+}
+
+fn timestamp(field: &str, text: &str) -> Result<Timestamp, Problem> {
+    let time = OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| Problem::invalid(field, "expected a time such as 2024-06-01T10:00:00.000Z"))?;
+    Ok(Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() })
 }
 
 fn entry_type(name: Option<&str>) -> Result<EntryType, Problem> {
@@ -131,7 +142,7 @@ pub(super) fn list_request(query: &Query) -> Result<ListEntriesRequest, Problem>
     Ok(ListEntriesRequest {
         filter: Some(query.filter()?),
         page_size: query.limit()?,
-        page_token: query.get("cursor")?.unwrap_or_default().to_owned(),
+        page_token: query.get("cursor")?.unwrap_or_default(),
     })
 }
 
@@ -139,7 +150,7 @@ pub(super) fn list_request(query: &Query) -> Result<ListEntriesRequest, Problem>
 pub(super) fn check_request(bytes: &[u8]) -> Result<CheckEntriesRequest, Problem> {
     #[derive(Deserialize)]
     struct CheckBody {
-        emails: Vec<String>,
+        emails: Vec<Text>,
     }
     let CheckBody { emails } = parse(bytes)?;
     Ok(CheckEntriesRequest { emails: addresses(emails)? })
@@ -148,7 +159,7 @@ pub(super) fn check_request(bytes: &[u8]) -> Result<CheckEntriesRequest, Problem
 /// `?email=` of a check.
 pub(super) fn check_one_request(query: &Query) -> Result<CheckEntriesRequest, Problem> {
     let email = query.get("email")?.ok_or_else(|| Problem::invalid("email", "is missing"))?;
-    Ok(CheckEntriesRequest { emails: vec![cut(email.to_owned())] })
+    Ok(CheckEntriesRequest { emails: vec![cut(email)] })
 }
 
 /// `{"emails": […]}` or `{"selectAll": true, …}` of a deletion. That it is exactly one of the two is the service's rule.
@@ -156,22 +167,35 @@ pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Probl
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct DeleteBody {
-        emails: Option<Vec<String>>,
+        emails: Option<Vec<Text>>,
         #[serde(default)]
         select_all: bool,
         search: Option<String>,
         r#type: Option<String>,
         reason: Option<String>,
+        created_from: Option<String>,
+        created_to: Option<String>,
         #[serde(default)]
         validate_only: bool,
     }
     let body: DeleteBody = parse(bytes)?;
-    let is_filtered = body.search.is_some() || body.r#type.is_some() || body.reason.is_some();
+    // A filter that says nothing would delete everything, which is what nobody means by it.
+    for (field, text) in [("search", &body.search), ("reason", &body.reason)] {
+        if text.as_deref() == Some("") {
+            return Err(Problem::invalid(field, "expected a text, or to be left out"));
+        }
+    }
+    let time = |field: &str, text: Option<String>| text.map(|text| timestamp(field, &text)).transpose();
+    let (created_from, created_to) = (time("createdFrom", body.created_from)?, time("createdTo", body.created_to)?);
+    let is_filtered =
+        [body.search.is_some(), body.r#type.is_some(), body.reason.is_some(), created_from.is_some(), created_to.is_some()]
+            .contains(&true);
     let filter = EntryFilter {
         r#type: entry_type(body.r#type.as_deref())?.into(),
         reason: body.reason.unwrap_or_default(),
         search: body.search.unwrap_or_default(),
-        ..EntryFilter::default()
+        create_time_from: created_from,
+        create_time_to: created_to,
     };
     Ok(DeleteEntriesRequest {
         emails: body.emails.map(addresses).transpose()?.unwrap_or_default(),
@@ -182,11 +206,11 @@ pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Probl
 }
 
 /// Addresses named in a body: as many as are allowed, and not too long for a message together.
-fn addresses(emails: Vec<String>) -> Result<Vec<String>, Problem> {
+fn addresses(emails: Vec<Text>) -> Result<Vec<String>, Problem> {
     if emails.is_empty() || emails.len() > ENTRIES_MAX {
         return Err(Problem::invalid("emails", &format!("expected 1 to {ENTRIES_MAX} addresses, got {}", emails.len())));
     }
-    let emails: Vec<String> = emails.into_iter().map(cut).collect();
+    let emails: Vec<String> = emails.into_iter().map(|Text(email)| email).collect();
     if emails.iter().map(|email| email.len() + 5).sum::<usize>() > MESSAGE_BYTES_MAX {
         return Err(Problem::too_large(MESSAGE_BYTES_MAX));
     }

@@ -2,7 +2,7 @@
 //!
 //! The gateway knows no rule of its own: it turns a request into messages, sends the caller's credentials along, and turns the answer or status
 //! back. A body is read by the message stream of the call it becomes, and so only once the service has let the caller in: a refused
-//! call is refused before its body is read. Whatever is wrong with the body breaks that stream off, so nothing of it is stored.
+//! call is refused before its body is read. Whatever is wrong with a JSON body breaks that stream off before anything of it is stored.
 
 mod error;
 mod formats;
@@ -403,7 +403,9 @@ async fn next_chunk(body: &mut Body) -> Result<Option<Bytes>, Problem> {
         match frame.transpose().map_err(|_| Problem::broken_body())? {
             None => return Ok(None),
             Some(frame) => {
-                if let Ok(data) = frame.into_data() {
+                if let Ok(data) = frame.into_data()
+                    && !data.is_empty()
+                {
                     return Ok(Some(data));
                 }
             }

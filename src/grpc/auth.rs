@@ -244,8 +244,9 @@ where
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
         let auth = self.auth.clone();
-        let is_draining = self.draining.is_cancelled();
+        // Counted first: a drain that does not see this call must be seen by it.
         let call = self.calls.token();
+        let is_draining = self.draining.is_cancelled();
         let request_id = telemetry::request_id(request.headers());
         let span = tracing::info_span!(
             "rpc",
@@ -286,6 +287,13 @@ where
                 }
                 Err(error) => status::from_error(error).into_http(),
             };
+            if let Some(foreign) = Status::from_header_map(response.headers())
+                && foreign.code() != tonic::Code::Ok
+                && foreign.details().is_empty()
+            {
+                // Made by tonic, while it read the message of a unary call.
+                response = status::from_error(status::of_message(&foreign)).into_http();
+            }
             let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
             tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "call");
             response.headers_mut().extend(rate_headers);

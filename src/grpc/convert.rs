@@ -3,7 +3,6 @@
 use prost::Message;
 use prost_types::Timestamp;
 use time::OffsetDateTime;
-use unicode_normalization::UnicodeNormalization;
 
 use crate::{
     domain::{Address, Entry, Error, Failure, Filter, Kind, Reason, Tally, WorkspaceId},
@@ -94,6 +93,12 @@ pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error
         Ok(proto::EntryType::Domain) => Some(Kind::Domain),
         Err(_) => return Err(Error::invalid("filter.type", "The type is neither email nor domain.")),
     };
+    // A text of nothing but white space would select everything, which is what nobody means by it.
+    for (field, text) in [("filter.reason", &filter.reason), ("filter.search", &filter.search)] {
+        if !text.is_empty() && Address::search_form(text).is_empty() {
+            return Err(Error::invalid(field, "The text is blank; give one, or leave it out."));
+        }
+    }
     let reason = Reason::parse(filter.reason).map_err(|failure| Error::invalid("filter.reason", failure.message()))?;
     if filter.search.len() > SEARCH_OCTETS_MAX || filter.search.contains('\0') {
         return Err(Error::invalid(
@@ -101,8 +106,7 @@ pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error
             format!("The search has at most {SEARCH_OCTETS_MAX} octets, none of them zero."),
         ));
     }
-    // As addresses are brought into their canonical form.
-    let search: String = filter.search.trim().nfc().collect::<String>().to_lowercase().nfc().collect();
+    let search = Address::search_form(&filter.search);
     Ok(Filter {
         kind,
         reason: reason.map(Reason::into_string),
@@ -116,7 +120,7 @@ fn time_of(field: &str, at: Timestamp) -> Result<OffsetDateTime, Error> {
     let nanos = i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos);
     OffsetDateTime::from_unix_timestamp_nanos(nanos)
         .ok()
-        .filter(|at| (1..=9999).contains(&at.year()) && (0..1_000_000_000).contains(&(nanos.rem_euclid(1_000_000_000))))
+        .filter(|time| (1..=9999).contains(&time.year()) && (0..1_000_000_000).contains(&at.nanos))
         .ok_or_else(|| Error::invalid(field, "The time is not one between the years 1 and 9999."))
 }
 

@@ -71,10 +71,26 @@ pub(super) async fn run(
     }
 }
 
-/// A request id that is this import's own. Renewed in the background until it is dropped.
+/// A request id that is this import's own. Renewed in the background until it is dropped; then, unless the import has succeeded, given back, so that
+/// the next try need not wait.
 struct Claimed {
+    store: Store,
+    workspace: WorkspaceId,
+    import: ImportId,
     request_id: String,
     _renewing: AbortOnDropHandle<()>,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let (store, workspace, import) = (self.store.clone(), self.workspace, self.import);
+        let request_id = std::mem::take(&mut self.request_id);
+        tokio::spawn(async move {
+            if let Err(error) = store.release_claim(workspace, import, &request_id).await {
+                tracing::debug!(cause = %error, "a request id stays claimed until its lease ends");
+            }
+        });
+    }
 }
 
 impl Claimed {
@@ -107,7 +123,7 @@ impl Claimed {
                 }
             }
         });
-        Ok(Ok(Self { request_id, _renewing: AbortOnDropHandle::new(renewing) }))
+        Ok(Ok(Self { store: store.clone(), workspace, import, request_id, _renewing: AbortOnDropHandle::new(renewing) }))
     }
 }
 
@@ -168,9 +184,6 @@ impl Import<'_> {
         }
         if index > 0 {
             self.send(batch, true).await?;
-        } else {
-            // Nothing was imported, so there is nothing to be answered again.
-            self.settle().await;
         }
         Ok(())
     }
@@ -231,15 +244,10 @@ impl Import<'_> {
 
     /// After an error: waits for the batches that are still on their way, so that the counts include every one that was stored.
     async fn settle(&mut self) {
-        if let Sink::Store { store, import, in_flight, claim } = &mut self.sink {
+        if let Sink::Store { in_flight, .. } = &mut self.sink {
             while !in_flight.is_empty() {
                 // The first error is the one that is reported; those of the batches beside it have the same cause.
                 let _ = collect_one(in_flight, &mut self.tally).await;
-            }
-            if let Some(claim) = claim.take()
-                && let Err(error) = store.release_claim(self.principal.workspace, *import, &claim.request_id).await
-            {
-                tracing::debug!(cause = %error, "a request id stays claimed until its lease ends");
             }
         }
     }

@@ -17,7 +17,10 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::BoxStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use self::auth::{Authenticator, Principal};
+use self::{
+    auth::{Authenticator, Principal},
+    check::Checker,
+};
 use crate::{
     domain::Error,
     proto::{
@@ -37,6 +40,7 @@ pub struct DncService {
     store: Store,
     auth: Arc<Authenticator>,
     limits: ImportLimits,
+    checker: Arc<Checker>,
 }
 
 /// How much of the database one import may use, and how long it may say nothing.
@@ -53,7 +57,7 @@ pub struct ImportLimits {
 impl DncService {
     /// The service over this store. `auth` is the one that guards it.
     pub fn new(store: Store, auth: Arc<Authenticator>, limits: ImportLimits) -> Self {
-        Self { store, auth, limits }
+        Self { checker: Checker::new(store.clone()), store, auth, limits }
     }
 }
 
@@ -78,7 +82,7 @@ impl dnc_service_server::DncService for DncService {
 
     async fn check_entries(&self, request: Request<CheckEntriesRequest>) -> Result<Response<CheckEntriesResponse>, Status> {
         let principal = principal(&request)?;
-        answer(check::run(&self.store, &principal, request.into_inner()).await)
+        self.checker.run(&principal, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_entries(&self, request: Request<ListEntriesRequest>) -> Result<Response<ListEntriesResponse>, Status> {
@@ -90,7 +94,7 @@ impl dnc_service_server::DncService for DncService {
 
     async fn export_entries(&self, request: Request<ExportEntriesRequest>) -> Result<Response<Self::ExportEntriesStream>, Status> {
         let principal = principal(&request)?;
-        answer(list::export(self.store.clone(), self.auth.clone(), principal, request.into_inner()).map(StreamExt::boxed))
+        answer(list::export(self.store.clone(), self.auth.clone(), principal, request.into_inner()).await.map(StreamExt::boxed))
     }
 
     async fn delete_entries(&self, request: Request<DeleteEntriesRequest>) -> Result<Response<DeleteEntriesResponse>, Status> {

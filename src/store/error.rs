@@ -27,6 +27,15 @@ pub(super) fn from_sqlx(error: sqlx::Error) -> Error {
     }
 }
 
+/// True when the connection is gone and another one may be alive: its end was closed, or its last words were that the server went down.
+pub(super) fn is_dead_connection(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(inner) => inner.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
+    }
+}
+
 /// Sorts an error of the migrator.
 pub(super) fn from_migrate(error: MigrateError) -> Error {
     match error {

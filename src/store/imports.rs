@@ -112,10 +112,14 @@ impl Store {
         .await
         .map_err(from_sqlx)?;
         if claimed.rows_affected() == 1 {
-            query!("DELETE FROM import_requests WHERE workspace_id = $1 AND started_at < now() - interval '24 hours'", workspace.0)
-                .execute(&self.pool)
-                .await
-                .map_err(from_sqlx)?;
+            let forgotten = query!(
+                "DELETE FROM import_requests WHERE workspace_id = $1 AND started_at < now() - interval '24 hours'",
+                workspace.0
+            );
+            if let Err(error) = forgotten.execute(&self.pool).await {
+                // The claim stands; the next one cleans up.
+                tracing::warn!(cause = %error, "old request ids could not be forgotten");
+            }
             return Ok(Claim::Mine);
         }
         let replay = query!(

@@ -57,6 +57,10 @@ impl Store {
     /// # Errors
     /// As [`Store::find_entries`].
     pub async fn page(&self, workspace: WorkspaceId, filter: &Filter, after: &str, count: u32) -> Result<Vec<EntryRow>, Error> {
+        let _slot = match *filter == Filter::default() {
+            true => None,
+            false => Some(self.scan_slots.acquire().await.map_err(Error::internal)?),
+        };
         let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by FROM entries");
         push_filter(&mut query, workspace, filter);
         query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push_bind(i64::from(count));
@@ -68,6 +72,7 @@ impl Store {
     /// # Errors
     /// As [`Store::find_entries`].
     pub async fn count_entries(&self, workspace: WorkspaceId, filter: &Filter) -> Result<i64, Error> {
+        let _slot = self.scan_slots.acquire().await.map_err(Error::internal)?;
         let mut query = QueryBuilder::new("SELECT count(*) FROM entries");
         push_filter(&mut query, workspace, filter);
         query.build_query_scalar().fetch_one(&self.pool).await.map_err(from_sqlx)
@@ -93,6 +98,7 @@ impl Store {
     /// # Errors
     /// As [`Store::find_entries`].
     pub async fn summarize(&self, workspace: WorkspaceId) -> Result<Vec<ReasonCount>, Error> {
+        let _slot = self.scan_slots.acquire().await.map_err(Error::internal)?;
         let rows = sqlx::query!(
             r#"SELECT strpos(address, '@') = 0 AS "is_domain!", reason, count(*) AS "count!"
                FROM entries WHERE workspace_id = $1 GROUP BY 1, 2 ORDER BY 3 DESC, 2, 1"#,

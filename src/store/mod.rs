@@ -48,11 +48,13 @@ pub struct StoreOptions {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
-    /// Imports wait here and not at the pool: a quarter of the connections stays free for key look-ups and questions, and a wait
-    /// at the pool means that the database is away, not that it is busy.
+    /// Imports wait here and not at the pool. Imports may use half of the connections, rehearsals and scans an eighth each; the rest stays free for key
+    /// look-ups and questions. So a wait at the pool means that the database is away, not that it is busy.
     import_slots: Arc<Semaphore>,
     /// Long rehearsals hold a connection each, so there may be few.
     rehearsal_slots: Arc<Semaphore>,
+    /// Whatever may have to look at a whole list: counts, filtered pages, deletions.
+    scan_slots: Arc<Semaphore>,
     page_token_secret: Arc<OnceCell<Vec<u8>>>,
 }
 
@@ -89,12 +91,12 @@ impl Store {
                 })
             })
             .connect_lazy_with(connect);
-        let import_slots = connections_max - connections_max / 4;
-        let rehearsal_slots = connections_max / 4;
+        let slots = |part: u32| Arc::new(Semaphore::new((connections_max / part).max(1) as usize));
         Ok(Self {
             pool,
-            import_slots: Arc::new(Semaphore::new(import_slots as usize)),
-            rehearsal_slots: Arc::new(Semaphore::new(rehearsal_slots as usize)),
+            import_slots: slots(2),
+            rehearsal_slots: slots(8),
+            scan_slots: slots(8),
             page_token_secret: Arc::default(),
         })
     }
@@ -139,7 +141,7 @@ impl Store {
     async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         for _ in 0..self.pool.options().get_max_connections() {
             match self.pool.begin().await {
-                Err(sqlx::Error::Io(_)) => {}
+                Err(dead) if error::is_dead_connection(&dead) => {}
                 begun => return begun,
             }
         }

@@ -96,6 +96,15 @@ async fn every_method_is_closed_to_strangers() {
                 Code::InvalidArgument,
             ),
             (
+                "two workspaces",
+                vec![
+                    ("x-api-key", server.platform_key.clone()),
+                    ("x-workspace-id", ours.clone()),
+                    ("x-workspace-id", ours.clone()),
+                ],
+                Code::InvalidArgument,
+            ),
+            (
                 "another's workspace",
                 vec![("x-api-key", server.key.clone()), ("x-workspace-id", theirs.clone())],
                 Code::PermissionDenied,

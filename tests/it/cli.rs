@@ -134,6 +134,10 @@ async fn operators_make_workspaces_users_and_keys() {
     let row: Vec<_> = list.lines().next().unwrap().split('\t').collect();
     assert_eq!((row[0], row[1], row[2], row[5]), ("key_1", workspace.as_str(), "valid", "shop"));
     assert!(!list.contains("sk_"));
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let lost = dnc(&["keys", "create", "--workspace", &workspace]).env("DATABASE_URL", &url).stdout(full).output().unwrap();
+    assert_eq!(lost.status.code(), Some(1));
+    assert!(stdout(&admin(&["keys", "list"])).contains("key_3\tws_1\trevoked"), "nobody has seen it");
     assert!(admin(&["keys", "revoke", "key_1"]).status.success());
     assert!(stdout(&admin(&["keys", "list"])).contains("key_1\tws_1\trevoked"));
 
@@ -178,13 +182,29 @@ async fn serve_needs_a_database_that_is_there_and_migrated() {
 
     let child = dnc(&serve).env("DATABASE_URL", &empty).env("DNC_LOG_FORMAT", "json").stderr(Stdio::piped()).spawn();
     let mut child = Killed(child.unwrap());
-    let line = BufReader::new(child.0.stderr.take().unwrap()).lines().next().unwrap().unwrap();
-    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let mut log = BufReader::new(child.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let line: serde_json::Value = serde_json::from_str(&log.next().unwrap()).unwrap();
     assert_eq!(line["message"], "serving");
-    let ready = http_client().get(format!("{}/readyz", line["http"].as_str().unwrap())).send().await.unwrap();
+    let http_url = line["http"].as_str().unwrap();
+    let ready = http_client().get(format!("{http_url}/readyz")).send().await.unwrap();
     assert_eq!(ready.status(), 200);
+    let secret = format!("sk_{}", "0".repeat(64));
+    for path in [
+        format!("/v1/dnc/{secret}"),
+        "/v1/dnc/someone@example.com".to_owned(),
+        format!("/v1/dnc/check?email=someone@example.com&x={secret}"),
+    ] {
+        let request = http_client().get(format!("{http_url}{path}")).header("x-api-key", &secret).header("x-request-id", &secret);
+        assert!(request.send().await.unwrap().status().is_client_error());
+    }
     assert!(Command::new("kill").arg(child.0.id().to_string()).status().unwrap().success());
     assert!(child.0.wait().unwrap().success());
+    let log: Vec<String> = log.collect();
+    assert!(log.len() >= 6, "{log:?}");
+    assert!(
+        !log.iter().any(|line| line.contains("sk_") || line.contains("someone")),
+        "neither keys nor addresses in the log: {log:?}"
+    );
 }
 
 // The service must go on while the test waits for the program.

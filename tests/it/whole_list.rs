@@ -89,8 +89,10 @@ async fn a_check_without_its_database_is_an_error_and_never_a_no() {
     let message = CheckEntriesRequest { emails: vec!["a@example.com".into(), "nonsense".into()] };
     let status = server.client().await.check_entries(with_key(message, &server.key)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    let url = format!("{}/v1/dnc/check?email=a@example.com", server.http_url);
-    assert_eq!(http_client().get(url).header("x-api-key", &server.key).send().await.unwrap().status(), 503);
+    for path in ["check?email=a@example.com", "export", "summary"] {
+        let url = format!("{}/v1/dnc/{path}", server.http_url);
+        assert_eq!(http_client().get(url).header("x-api-key", &server.key).send().await.unwrap().status(), 503, "{path}");
+    }
 }
 
 /// The pages of a list, and the total of each.
@@ -188,14 +190,27 @@ async fn the_lists_http_form_is_the_documented_one() {
     let checked: Value = get("/v1/dnc/check?email=x@mail.b.com").await.json().await.unwrap();
     assert_eq!((&checked["data"]["suppressed"], &checked["data"]["entry"]["email"]), (&json!(true), &json!("b.com")));
     assert_eq!(get("/v1/dnc/check").await.status(), 400);
+    assert_eq!(get("/v1/dnc/check?email=j%FCrgen@example.de").await.status(), 400, "not UTF-8");
+    post("/v1/dnc", json!({"entries": [{"email": "+tag+x@example.net"}]})).await;
+    for email in ["+tag+x@example.net", "%2Btag%2Bx@example.net"] {
+        let checked: Value = get(&format!("/v1/dnc/check?email={email}")).await.json().await.unwrap();
+        assert_eq!((&checked["data"]["suppressed"], &checked["data"]["email"]), (&json!(true), &json!("+tag+x@example.net")));
+    }
+    let found: Value = get("/v1/dnc?search=tag+x").await.json().await.unwrap();
+    assert_eq!(found["pagination"]["total"], 1);
+    let broken = http_client().post(format!("{}/v1/dnc/check", server.http_url)).header("x-api-key", &server.key);
+    let broken =
+        broken.header("content-type", "application/json").body(r#"{"emails":["\ud83d","a@example.com"]}"#).send().await.unwrap();
+    let broken: Value = broken.json().await.unwrap();
+    assert_eq!((&broken["data"][0]["error"]["code"], &broken["data"][1]["suppressed"]), (&json!("INVALID_EMAIL"), &json!(true)));
     let checked = post("/v1/dnc/check", json!({"emails": ["free@example.org", "bad"]})).await;
     assert_eq!(checked["data"][0], json!({"email": "free@example.org", "suppressed": false}));
     assert_eq!(checked["data"][1]["error"]["code"], "INVALID_EMAIL");
     assert_eq!(post("/v1/dnc/check", json!({"emails": []})).await["code"], 400);
     assert_eq!(post("/v1/dnc/check", json!({"emails": vec!["a@b.de"; 10_001]})).await["code"], 400);
     let summary: Value = get("/v1/dnc/summary").await.json().await.unwrap();
-    assert_eq!(summary["data"]["total"], 2);
-    assert_eq!(summary["data"]["reasons"][0], json!({"type": "email", "reason": "manual", "count": 1}));
+    assert_eq!(summary["data"]["total"], 3);
+    assert_eq!(summary["data"]["reasons"][0], json!({"type": "email", "reason": "manual", "count": 2}));
 }
 
 #[tokio::test]
@@ -222,10 +237,16 @@ async fn deletions_are_one_of_two_modes_and_leave_a_trace() {
         json!({"emails": ["a@example.com"], "reason": "bounce"}),
         json!({"selectAll": true, "type": "person"}),
         json!({"selectAll": "yes"}),
+        json!({"selectAll": true, "reason": " "}),
+        json!({"selectAll": true, "search": "\u{a0}"}),
+        json!({"selectAll": true, "search": ""}),
+        json!({"selectAll": true, "createdTo": "yesterday"}),
     ] {
         assert_eq!(delete(wrong.clone()).await.0, 400, "{wrong}");
     }
     assert_eq!(server.count().await, 25_002);
+    let early = delete(json!({"selectAll": true, "createdTo": "2020-01-01T00:00:00Z"})).await;
+    assert_eq!(early.1["data"], json!({"deleted": 0}));
     let dry = delete(json!({"selectAll": true, "search": "USER", "validateOnly": true})).await;
     assert_eq!(dry.1["data"], json!({"deleted": 25_000}));
     assert_eq!(
@@ -248,6 +269,7 @@ async fn deletions_are_one_of_two_modes_and_leave_a_trace() {
     assert_eq!(
         traces,
         [
+            (1, 0, "all".to_owned(), None, None, None, None),
             (1, 1, "emails".to_owned(), Some(2), None, None, None),
             (1, 1, "all".to_owned(), None, text("domain"), text("import"), None),
             (1, 25_000, "all".to_owned(), None, None, None, text("user")),
@@ -320,6 +342,40 @@ async fn an_export_imported_elsewhere_is_the_same_list() {
 }
 
 #[tokio::test]
+async fn slow_readers_of_exports_hold_no_connection() {
+    let server = TestServer::start_with(&["--database-connections-max", "4"], &database().await).await;
+    server.import(vec![request(numbered(0..50_000).collect())]).await.unwrap();
+    let mut readers = Vec::new();
+    for _ in 0..8 {
+        let call = with_key(ExportEntriesRequest::default(), &server.key);
+        let mut messages = server.client().await.export_entries(call).await.unwrap().into_inner();
+        assert_eq!(messages.message().await.unwrap().unwrap().entries.len(), 2_000);
+        readers.push(messages);
+    }
+    assert!(check(&server, &["user0000001@example1.com"]).await[0].suppressed);
+    assert_eq!(server.import(vec![request(vec![email("new@example.com")])]).await.unwrap().imported, 1);
+}
+
+#[tokio::test]
+async fn many_checks_at_once_each_get_their_own_answer() {
+    let server = TestServer::start().await;
+    server.import(vec![request(numbered(0..500).collect())]).await.unwrap();
+    let channel = server.channel().await;
+    let mut calls = JoinSet::new();
+    for (number, entry) in numbered(0..1_000).enumerate() {
+        let mut client = DncServiceClient::new(channel.clone());
+        let key = if number % 10 == 0 { server.other_key.clone() } else { server.key.clone() };
+        calls.spawn(async move {
+            let call = with_key(CheckEntriesRequest { emails: vec![entry.email.clone()] }, &key);
+            let result = client.check_entries(call).await.unwrap().into_inner().results.remove(0);
+            assert_eq!(result.email, entry.email);
+            assert_eq!(result.suppressed, number < 500 && number % 10 != 0, "{number}");
+        });
+    }
+    calls.join_all().await;
+}
+
+#[tokio::test]
 async fn bad_lines_of_a_file_fail_alone_and_say_why() {
     let server = TestServer::start().await;
     let post = |media_type: &'static str, body: String| {
@@ -336,7 +392,7 @@ async fn bad_lines_of_a_file_fail_alone_and_say_why() {
     let answer = post("text/csv", format!("EMAIL,reason\nb@example.com,bounce\n{},x\nbad,\n", "x".repeat(70_000))).await;
     let body: Value = answer.json().await.unwrap();
     assert_eq!((&body["data"]["imported"], &body["data"]["failed"]), (&json!(1), &json!(2)));
-    assert_eq!(body["data"]["errors"][0]["message"], "The line is longer than 64 KiB.");
+    assert_eq!(body["data"]["errors"][0]["message"], "The line is longer than 64 KiB, or has more than 1,000 cells.");
     let answer = post("text/csv", "address\na@example.com\n".into()).await;
     assert_eq!(answer.status(), 400);
     assert!(answer.text().await.unwrap().contains("header"));
