@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tonic::{Request, transport::Channel};
 
 const ROWS: i32 = 1_000_000;
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 100;
 const CONCURRENCY: usize = 16;
 const SINGLE_CHECKS: usize = 8_000;
 const STATEMENT: &str = "SELECT address, reason, created_at, added_by FROM entries

@@ -29,8 +29,20 @@ const GATHERED_MAX: usize = 1_000;
 /// Addresses in one statement at most, which bounds its memory here and in the database.
 const STATEMENT_ADDRESSES_MAX: usize = 60_000;
 
-/// What was found, by address. Shared by the calls that were answered together.
-type Found = Arc<HashMap<String, EntryRow>>;
+/// What was found. Shared by the calls that were answered together.
+#[derive(Clone, Debug, Default)]
+struct Found(Arc<Vec<EntryRow>>);
+
+impl Found {
+    fn new(mut rows: Vec<EntryRow>) -> Self {
+        rows.sort_unstable_by(|a, b| a.address.cmp(&b.address));
+        Self(Arc::new(rows))
+    }
+
+    fn get(&self, address: &str) -> Option<&EntryRow> {
+        self.0.binary_search_by(|row| row.address.as_str().cmp(address)).ok().and_then(|place| self.0.get(place))
+    }
+}
 
 /// Looks addresses up for all calls of a server.
 #[derive(Debug)]
@@ -129,13 +141,12 @@ impl Checker {
     async fn look_up(&self, workspace: WorkspaceId, mut wanted: Vec<&str>) -> Result<Found, Status> {
         wanted.sort_unstable();
         wanted.dedup();
-        let mut found = HashMap::new();
+        let mut found = Vec::new();
         // One statement, but for the call that names ten thousand addresses under domains of a hundred labels each.
         for part in wanted.chunks(STATEMENT_ADDRESSES_MAX) {
-            let rows = self.store.find_entries(workspace, part).await.map_err(status::from_error)?;
-            found.extend(rows.into_iter().map(|row| (row.address.clone(), row)));
+            found.append(&mut self.store.find_entries(workspace, part).await.map_err(status::from_error)?);
         }
-        Ok(Arc::new(found))
+        Ok(Found::new(found))
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<WorkspaceId, Vec<Waiting>>> {
