@@ -21,7 +21,3 @@ pub mod running;
 pub mod server;
 pub mod store;
 pub mod telemetry;
-
-/// Every entry of a stream is a few small texts, made on one thread and freed on another; the system's allocator is slow at that.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
