@@ -460,6 +460,21 @@ async fn a_failed_import_gives_its_request_id_back() {
     assert_eq!(server.import(vec![with_options(vec![email("a@example.com")], options())]).await.unwrap().imported, 1);
 }
 
+#[tokio::test]
+async fn a_request_id_whose_import_died_is_free_when_its_lease_is_over() {
+    let server = TestServer::start().await;
+    let dead = "INSERT INTO import_requests (workspace_id, request_id, import_id, lease_until)
+                VALUES ($1, 'x', '00000000-0000-0000-0000-000000000000', now() + interval '1 second')";
+    sqlx::query(dead).bind(server.workspace.0).execute(&mut server.connection().await).await.unwrap();
+    let options = ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
+    let answer = server.import(vec![with_options(vec![email("a@example.com")], options.clone())]).await.unwrap();
+    assert_eq!(answer.imported, 1, "waited, and then ran");
+    assert_eq!(server.import(vec![with_options(vec![], options)]).await.unwrap(), answer);
+}
+
+const LONG_AGO: prost_types::Timestamp = prost_types::Timestamp { seconds: 946_684_800, nanos: 0 };
+const FAR_AWAY: prost_types::Timestamp = prost_types::Timestamp { seconds: 32_503_680_000, nanos: 0 };
+
 /// Seeded random operations on two workspaces, each answer held against a model.
 #[tokio::test]
 async fn random_operations_agree_with_a_model() {
@@ -500,15 +515,21 @@ async fn random_operations_agree_with_a_model() {
             r#type: below(3).cast_signed(),
             reason: if below(2) == 0 { reason.to_owned() } else { String::new() },
             search: ["", "U1", "example", "d1.", "%", "_"][below(6) as usize].to_owned(),
-            ..EntryFilter::default()
+            // Everything was stored today.
+            create_time_from: [None, Some(LONG_AGO), Some(FAR_AWAY)][below(8).saturating_sub(5) as usize],
+            create_time_to: [None, Some(FAR_AWAY), Some(LONG_AGO)][below(8).saturating_sub(5) as usize],
         };
+        let is_today = filter.create_time_from != Some(FAR_AWAY) && filter.create_time_to != Some(LONG_AGO);
         let selects = |address: &str, reason: &str| {
             let of_type = match filter.r#type {
                 1 => address.contains('@'),
                 2 => !address.contains('@'),
                 _ => true,
             };
-            of_type && (filter.reason.is_empty() || filter.reason == reason) && address.contains(&filter.search.to_lowercase())
+            is_today
+                && of_type
+                && (filter.reason.is_empty() || filter.reason == reason)
+                && address.contains(&filter.search.to_lowercase())
         };
         let selected: Vec<String> = model.iter().filter(|(a, r)| selects(a, r)).map(|(a, _)| a.clone()).collect();
         match below(10) {
