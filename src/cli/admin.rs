@@ -35,7 +35,7 @@ pub(super) enum Users {
         #[arg(value_parser = name)]
         name: String,
         /// A workspace the user is a member of; may be given several times
-        #[arg(long, value_name = "ws_…", required = true)]
+        #[arg(long, env = "DNC_USER_WORKSPACES", value_delimiter = ',', value_name = "ws_…", required = true)]
         workspace: Vec<WorkspaceId>,
         #[command(flatten)]
         database: DatabaseUrl,
@@ -51,10 +51,10 @@ pub(super) enum Keys {
         #[command(flatten)]
         owner: Owner,
         /// What people call it
-        #[arg(long, default_value = "", value_parser = optional_name)]
+        #[arg(long, env = "DNC_KEY_NAME", default_value = "", value_parser = optional_name)]
         name: String,
         /// How long the key works, such as 90d or 12h; for ever unless given
-        #[arg(long, value_name = "DURATION", value_parser = expiry)]
+        #[arg(long, env = "DNC_KEY_EXPIRES_IN", value_name = "DURATION", value_parser = expiry)]
         expires_in: Option<Duration>,
         #[command(flatten)]
         database: DatabaseUrl,
@@ -75,10 +75,10 @@ pub(super) enum Keys {
 #[group(required = true, multiple = false)]
 pub(super) struct Owner {
     /// A key for this workspace alone
-    #[arg(long, value_name = "ws_…")]
+    #[arg(long, env = "DNC_KEY_WORKSPACE", value_name = "ws_…")]
     workspace: Option<WorkspaceId>,
     /// A key for all workspaces of this user
-    #[arg(long, value_name = "user_…")]
+    #[arg(long, env = "DNC_KEY_USER", value_name = "user_…")]
     user: Option<UserId>,
 }
 

@@ -3,7 +3,7 @@
 use std::{io::Write, path::PathBuf};
 
 use anyhow::bail;
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use tonic::{Request, Status, metadata::AsciiMetadataValue, transport::Channel};
 
 use super::{admin::print, serve::dial};
@@ -48,16 +48,16 @@ pub(super) struct Check {
 #[derive(Args, Debug)]
 pub(super) struct Export {
     /// How the list is written
-    #[arg(long, default_value = "csv")]
+    #[arg(long, env = "DNC_EXPORT_FORMAT", default_value = "csv")]
     format: FileFormat,
     /// Only entries of this type
-    #[arg(long = "type")]
+    #[arg(long = "type", env = "DNC_EXPORT_TYPE")]
     entry_type: Option<TypeName>,
     /// Only entries with exactly this reason
-    #[arg(long)]
+    #[arg(long, env = "DNC_EXPORT_REASON")]
     reason: Option<String>,
     /// Only entries with this text in their address
-    #[arg(long)]
+    #[arg(long, env = "DNC_EXPORT_SEARCH")]
     search: Option<String>,
     #[command(flatten)]
     server: Server,
@@ -69,7 +69,7 @@ pub(super) struct Remove {
     #[arg(required = true, value_name = "ADDRESS")]
     addresses: Vec<String>,
     /// Remove nothing, and say how many would be gone
-    #[arg(long)]
+    #[arg(long, env = "DNC_DRY_RUN", value_parser = FalseyValueParser::new())]
     dry_run: bool,
     #[command(flatten)]
     server: Server,

@@ -13,7 +13,7 @@ use std::{
     future::Future,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -300,8 +300,12 @@ impl Gateway {
                 }
             })
         });
+        let messages = Resumable::new(messages.try_flatten());
         let (metadata, mut answer): Answer<ImportEntriesResponse> =
-            self.call("/dnc.v1.DncService/ImportEntries", headers, messages.try_flatten()).await?;
+            self.call("/dnc.v1.DncService/ImportEntries", headers, messages.clone()).await?;
+        // A repeat is answered before its body is read. Reading on finds the causes of its bad lines again, and spares the caller a
+        // connection that closes while it still writes.
+        let _ = messages.try_for_each(|_| std::future::ready(Ok(()))).await;
         // What went to the service in place of a bad line was refused for being empty; the caller is told why it was.
         for (index, cause) in faults.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if let Ok(place) = answer.errors.binary_search_by_key(&index, |error| error.index) {
@@ -373,6 +377,29 @@ impl<M> Stream for Messages<M> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<M>> {
         self.0.poll_next_unpin(cx)
+    }
+}
+
+/// A stream that can be read on after a call that took it has ended.
+struct Resumable<M>(Arc<Mutex<BoxStream<'static, M>>>);
+
+impl<M> Resumable<M> {
+    fn new(stream: impl Stream<Item = M> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(stream.fuse().boxed())))
+    }
+}
+
+impl<M> Clone for Resumable<M> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<M> Stream for Resumable<M> {
+    type Item = M;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<M>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).poll_next_unpin(cx)
     }
 }
 

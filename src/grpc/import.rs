@@ -21,7 +21,7 @@ use super::{
 use crate::{
     domain::{Batch, Error, Reason, Tally, WorkspaceId},
     proto::{ImportEntriesRequest, ImportEntriesResponse},
-    store::{BatchCounts, Claim, ImportId, Rehearsal, Replay, Store},
+    store::{Answered, BatchCounts, Claim, ImportId, ImportIds, Rehearsal, Replay, Store},
 };
 
 /// The reason of entries without one, when the call has no default of its own.
@@ -193,28 +193,26 @@ impl Import<'_> {
         // A stream can outlive its key.
         self.auth.recheck(&self.principal).await?;
         let received = batch.len() as u64;
-        let ids = (self.principal.workspace, self.principal.key);
+        let Principal { workspace, key, .. } = self.principal;
         match &mut self.sink {
             Sink::Store { store, import, in_flight, claim } => {
                 let in_flight_max = if is_last { 1 } else { self.limits.batches_in_flight_max };
                 while in_flight.len() >= in_flight_max {
                     collect_one(in_flight, &mut self.tally).await?;
                 }
-                if let Some(claim) = claim
-                    && is_last
-                    && self.tally.failed > 0
-                {
-                    store.keep_errors(ids.0, *import, &claim.request_id, &convert::errors_to_keep(&self.tally)).await?;
-                }
-                let ids = (ids.0, ids.1, *import);
-                let counts = BatchCounts { received, failed: self.tally.failed - self.failed_logged, finishes: is_last };
+                let ids = ImportIds { workspace, key, import: *import };
+                let answers = claim
+                    .as_ref()
+                    .filter(|_| is_last)
+                    .map(|claim| Answered { request_id: claim.request_id.clone(), errors: convert::errors_to_keep(&self.tally) });
+                let counts = BatchCounts { received, failed: self.tally.failed - self.failed_logged, finishes: is_last, answers };
                 self.failed_logged = self.tally.failed;
                 let store = store.clone();
                 let insert = async move {
                     let imported = if batch.is_empty() {
-                        store.finish_import(ids, counts.failed).await.map(|()| 0)
+                        store.finish_import(ids, &counts).await.map(|()| 0)
                     } else {
-                        store.insert_batch(ids, batch.into_sorted(), counts).await
+                        store.insert_batch(ids, batch.into_sorted(), &counts).await
                     };
                     imported.map(|imported| (received, imported))
                 };
@@ -232,9 +230,9 @@ impl Import<'_> {
             Sink::Rehearse { store, rehearsal } => {
                 let entries = batch.into_sorted();
                 let new = match rehearsal {
-                    None if is_last => store.count_new(ids.0, entries).await?,
-                    None => rehearsal.insert(store.rehearse().await?).count_new(ids.0, entries).await?,
-                    Some(rehearsal) => rehearsal.count_new(ids.0, entries).await?,
+                    None if is_last => store.count_new(workspace, entries).await?,
+                    None => rehearsal.insert(store.rehearse().await?).count_new(workspace, entries).await?,
+                    Some(rehearsal) => rehearsal.count_new(workspace, entries).await?,
                 };
                 self.tally.stored(received, new);
             }

@@ -4,7 +4,7 @@ use sqlx::{PgConnection, QueryBuilder, query, query_scalar};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, error::from_sqlx, lists::push_filter};
+use super::{Store, counts, error::from_sqlx, lists::push_filter};
 use crate::domain::{Error, Filter, KeyId, Kind, WorkspaceId};
 
 /// Rows in one transaction of a large deletion: few enough that nobody waits long for one of them.
@@ -49,6 +49,7 @@ impl Store {
         .await
         .map_err(from_sqlx)?;
         trace(&mut transaction, ids, &Asked::Named(addresses.len()), deleted).await.map_err(from_sqlx)?;
+        counts::add(&mut transaction, workspace, -deleted).await.map_err(from_sqlx)?;
         transaction.commit().await.map_err(from_sqlx)?;
         Ok(deleted)
     }
@@ -101,6 +102,7 @@ impl Deletion {
         // A deletion that finds nothing leaves its trace, too; the empty batch at the end of another adds nothing to it.
         if deleted > 0 || after.is_empty() {
             trace(&mut transaction, self.ids, &Asked::All(&self.filter), deleted).await?;
+            counts::add(&mut transaction, workspace, -deleted).await?;
         }
         transaction.commit().await?;
         Ok((deleted, last))

@@ -3,8 +3,8 @@
 use sqlx::{pool::PoolConnection, postgres::Postgres, query, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{BatchCounts, ImportId, Store, error::from_sqlx, imports};
-use crate::domain::{Entry, Error, KeyId, WorkspaceId};
+use super::{BatchCounts, ImportIds, Store, counts, error::from_sqlx, imports};
+use crate::domain::{Entry, Error, WorkspaceId};
 
 impl Store {
     /// Stores one batch in one transaction, together with its line in the import log, and says how many entries were new. When it
@@ -15,16 +15,12 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`]: nothing of the batch is stored, or (if only the answer was lost) all of it.
-    pub async fn insert_batch(
-        &self,
-        ids: (WorkspaceId, KeyId, ImportId),
-        entries: Vec<Entry>,
-        counts: BatchCounts,
-    ) -> Result<u64, Error> {
+    /// [`Error::Unavailable`] also when the request id that a last batch answers belongs to another import by now; nothing of the batch is stored then.
+    pub async fn insert_batch(&self, ids: ImportIds, entries: Vec<Entry>, counts: &BatchCounts) -> Result<u64, Error> {
         let _slot = self.import_slots.acquire().await.map_err(Error::internal)?;
         let (addresses, reasons): (Vec<String>, Vec<String>) =
             entries.into_iter().map(|entry| (entry.address.into_string(), entry.reason.into_string())).unzip();
-        insert_batch(self, ids, &addresses, &reasons, counts).await.map_err(from_sqlx)
+        insert_batch(self, ids, &addresses, &reasons, counts).await
     }
 
     /// Says how many of a batch's entries would be new, and stores nothing. For an import that is a single batch.
@@ -95,27 +91,28 @@ impl Rehearsal {
 
 async fn insert_batch(
     store: &Store,
-    ids: (WorkspaceId, KeyId, ImportId),
+    ids: ImportIds,
     addresses: &[String],
     reasons: &[String],
-    counts: BatchCounts,
-) -> Result<u64, sqlx::Error> {
-    let (workspace, key, _) = ids;
-    let mut transaction = store.begin().await?;
+    batch: &BatchCounts,
+) -> Result<u64, Error> {
+    let mut transaction = store.begin().await.map_err(from_sqlx)?;
     // The order of the arrays is the order of the inserts; see Batch::into_sorted for what hangs on it.
     let imported = query!(
         "INSERT INTO entries (workspace_id, added_by, address, reason)
          SELECT $1, $2, address, reason FROM UNNEST($3::text[], $4::text[]) AS new (address, reason)
          ON CONFLICT DO NOTHING",
-        workspace.0,
-        key.0,
+        ids.workspace.0,
+        ids.key.0,
         addresses,
         reasons,
     )
     .execute(&mut *transaction)
-    .await?
+    .await
+    .map_err(from_sqlx)?
     .rows_affected();
-    imports::add(&mut transaction, ids, counts, imported).await?;
-    transaction.commit().await?;
+    imports::add(&mut transaction, ids, batch, imported).await?;
+    counts::add(&mut transaction, ids.workspace, imported.cast_signed()).await.map_err(from_sqlx)?;
+    transaction.commit().await.map_err(from_sqlx)?;
     Ok(imported)
 }

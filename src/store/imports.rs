@@ -21,8 +21,19 @@ impl ImportId {
     }
 }
 
+/// Whose import it is, and which.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportIds {
+    /// The workspace that the entries go to.
+    pub workspace: WorkspaceId,
+    /// The key that stores them.
+    pub key: KeyId,
+    /// The import.
+    pub import: ImportId,
+}
+
 /// What one batch adds to its import's row.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BatchCounts {
     /// Entries in the batch, repeats included.
     pub received: u64,
@@ -30,16 +41,22 @@ pub struct BatchCounts {
     pub failed: u64,
     /// True for the last batch of an import.
     pub finishes: bool,
+    /// With the last batch: the request id that this import answers from now on.
+    pub answers: Option<Answered>,
+}
+
+/// A request id whose import succeeds, and the part of the answer that the import log does not have.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// The caller's name for the import.
+    pub request_id: String,
+    /// The causes of refused entries, encoded as the caller gets them.
+    pub errors: Vec<u8>,
 }
 
 /// Adds a batch to its import's row. Comes after the entries in their transaction: whoever holds the row needs nothing
 /// more but to commit, so batches of one import can wait for each other here without a dead-lock.
-pub(super) async fn add(
-    connection: &mut PgConnection,
-    (workspace, key, import): (WorkspaceId, KeyId, ImportId),
-    counts: BatchCounts,
-    imported: u64,
-) -> Result<(), sqlx::Error> {
+pub(super) async fn add(connection: &mut PgConnection, ids: ImportIds, counts: &BatchCounts, imported: u64) -> Result<(), Error> {
     query!(
         "INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
          VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END, $5, $6, $7)
@@ -48,16 +65,35 @@ pub(super) async fn add(
              imported = imports.imported + excluded.imported,
              skipped = imports.skipped + excluded.skipped,
              failed = imports.failed + excluded.failed",
-        workspace.0,
-        import.0,
-        key.0,
+        ids.workspace.0,
+        ids.import.0,
+        ids.key.0,
         counts.finishes,
         imported.cast_signed(),
         counts.received.saturating_sub(imported).cast_signed(),
         counts.failed.cast_signed(),
     )
+    .execute(&mut *connection)
+    .await
+    .map_err(from_sqlx)?;
+    let Some(answered) = &counts.answers else { return Ok(()) };
+    let finished = query!(
+        "UPDATE import_requests SET finished_at = now(), errors = $4
+         WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
+        ids.workspace.0,
+        answered.request_id,
+        ids.import.0,
+        answered.errors,
+    )
     .execute(connection)
-    .await?;
+    .await
+    .map_err(from_sqlx)?;
+    if finished.rows_affected() == 0 {
+        return Err(Error::Unavailable {
+            message: "Another call with the same request id has taken this import over. Send it again to get its answer.",
+            source: None,
+        });
+    }
     Ok(())
 }
 
@@ -81,7 +117,7 @@ pub struct Replay {
     pub skipped: u64,
     /// Refused.
     pub failed: u64,
-    /// What [`Store::keep_errors`] was given.
+    /// The causes of refused entries, as [`Answered`] had them.
     pub errors: Option<Vec<u8>>,
 }
 
@@ -89,7 +125,7 @@ impl Store {
     /// How long a claim stands without being renewed.
     pub const LEASE: Duration = Duration::from_secs(15);
 
-    /// Claims a request id for an import, unless another one has it. A request id is forgotten 24 hours after its first use; one
+    /// Claims a request id for an import, unless another one has it. A request id is forgotten 24 hours after its import succeeded; one
     /// whose import died is free again when the lease is over.
     ///
     /// # Errors
@@ -99,10 +135,9 @@ impl Store {
             "INSERT INTO import_requests AS known (workspace_id, request_id, import_id, lease_until)
              VALUES ($1, $2, $3, now() + make_interval(secs => $4))
              ON CONFLICT (workspace_id, request_id) DO UPDATE SET
-                 import_id = excluded.import_id, started_at = now(), lease_until = excluded.lease_until, errors = NULL
-             WHERE known.started_at < now() - interval '24 hours'
-                OR (known.lease_until < now() AND NOT EXISTS (
-                       SELECT FROM imports WHERE workspace_id = $1 AND id = known.import_id AND finished_at IS NOT NULL))",
+                 import_id = excluded.import_id, started_at = now(), lease_until = excluded.lease_until, finished_at = NULL, errors = NULL
+             WHERE CASE WHEN known.finished_at IS NULL THEN known.lease_until < now()
+                        ELSE known.finished_at < now() - interval '24 hours' END",
             workspace.0,
             request_id,
             import.0,
@@ -113,7 +148,8 @@ impl Store {
         .map_err(from_sqlx)?;
         if claimed.rows_affected() == 1 {
             let forgotten = query!(
-                "DELETE FROM import_requests WHERE workspace_id = $1 AND started_at < now() - interval '24 hours'",
+                "DELETE FROM import_requests WHERE workspace_id = $1 AND started_at < now() - interval '24 hours'
+                    AND COALESCE(finished_at, lease_until) < now() - interval '24 hours'",
                 workspace.0
             );
             if let Err(error) = forgotten.execute(&self.pool).await {
@@ -125,7 +161,7 @@ impl Store {
         let replay = query!(
             "SELECT imported, skipped, failed, errors FROM import_requests
              JOIN imports ON imports.workspace_id = $1 AND imports.id = import_requests.import_id
-             WHERE import_requests.workspace_id = $1 AND request_id = $2 AND finished_at IS NOT NULL",
+             WHERE import_requests.workspace_id = $1 AND request_id = $2 AND import_requests.finished_at IS NOT NULL",
             workspace.0,
             request_id,
         )
@@ -161,39 +197,14 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps the causes of refused entries for a replay. Must come before the last batch, which is what makes the outcome known.
-    ///
-    /// # Errors
-    /// As [`Store::claim_request`].
-    pub async fn keep_errors(
-        &self,
-        workspace: WorkspaceId,
-        import: ImportId,
-        request_id: &str,
-        errors: &[u8],
-    ) -> Result<(), Error> {
-        query!(
-            "UPDATE import_requests SET errors = $4 WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
-            workspace.0,
-            request_id,
-            import.0,
-            errors,
-        )
-        .execute(&self.pool)
-        .await
-        .map_err(from_sqlx)?;
-        Ok(())
-    }
-
     /// Gives a claim back after an import that failed, so that the next try need not wait for the lease to end. One that
-    /// succeeded keeps its claim.
+    /// succeeded keeps its claim, also when the answer to its commit was lost: the row itself says so, and is waited for.
     ///
     /// # Errors
     /// As [`Store::claim_request`].
     pub async fn release_claim(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<(), Error> {
         query!(
-            "DELETE FROM import_requests WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3
-                AND NOT EXISTS (SELECT FROM imports WHERE workspace_id = $1 AND id = $3 AND finished_at IS NOT NULL)",
+            "DELETE FROM import_requests WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3 AND finished_at IS NULL",
             workspace.0,
             request_id,
             import.0,
@@ -207,10 +218,10 @@ impl Store {
     /// Writes the end of an import whose last batch has no entries to store.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] and [`Error::Timeout`] as every statement.
-    pub async fn finish_import(&self, ids: (WorkspaceId, KeyId, ImportId), failed: u64) -> Result<(), Error> {
-        let mut connection = self.pool.acquire().await.map_err(from_sqlx)?;
-        let counts = BatchCounts { received: 0, failed, finishes: true };
-        add(&mut connection, ids, counts, 0).await.map_err(from_sqlx)
+    /// As [`Store::insert_batch`].
+    pub async fn finish_import(&self, ids: ImportIds, counts: &BatchCounts) -> Result<(), Error> {
+        let mut transaction = self.begin().await.map_err(from_sqlx)?;
+        add(&mut transaction, ids, counts, 0).await?;
+        transaction.commit().await.map_err(from_sqlx)
     }
 }

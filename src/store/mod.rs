@@ -3,6 +3,7 @@
 //! Every statement on the hot table names exactly one workspace. Queries are checked against the migrations when the crate is
 //! compiled; the results of that check are kept in `.sqlx`, so that a build needs no database.
 
+mod counts;
 mod deletions;
 mod entries;
 mod error;
@@ -22,7 +23,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 pub use deletions::Deletion;
 pub use entries::Rehearsal;
-pub use imports::{BatchCounts, Claim, ImportId, Replay};
+pub use imports::{Answered, BatchCounts, Claim, ImportId, ImportIds, Replay};
 pub use keys::{Caller, KeyOwner, KeyRow};
 pub use lists::{EntryRow, ReasonCount};
 pub use tenants::{UserRow, WorkspaceRow};

@@ -16,7 +16,7 @@ use tonic::{Code, transport::Channel};
 
 use crate::{
     address_book::{domain, email, numbered, request, with_options},
-    harness::{Proxy, TestServer, database, http_client, with_key},
+    harness::{Proxy, TestServer, database, http_client, until, with_key},
 };
 
 async fn check(server: &TestServer, emails: &[&str]) -> Vec<CheckResult> {
@@ -422,7 +422,7 @@ async fn a_repeated_request_id_answers_the_first_success_again() {
     let long = ImportOptions { request_id: "x".repeat(129), ..ImportOptions::default() };
     assert_eq!(server.import(vec![with_options(vec![], long)]).await.unwrap_err().code(), Code::InvalidArgument);
     // A day later the id is new again.
-    sqlx::query("UPDATE import_requests SET started_at = started_at - interval '25 hours'")
+    sqlx::query("UPDATE import_requests SET finished_at = finished_at - interval '25 hours'")
         .execute(&mut server.connection().await)
         .await
         .unwrap();
@@ -470,6 +470,98 @@ async fn a_request_id_whose_import_died_is_free_when_its_lease_is_over() {
     let answer = server.import(vec![with_options(vec![email("a@example.com")], options.clone())]).await.unwrap();
     assert_eq!(answer.imported, 1, "waited, and then ran");
     assert_eq!(server.import(vec![with_options(vec![], options)]).await.unwrap(), answer);
+}
+
+#[tokio::test]
+async fn an_import_that_lost_its_request_id_stores_nothing_more_and_does_not_succeed() {
+    let server = TestServer::start().await;
+    let options = || ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
+    let (messages, stream) = tokio::sync::mpsc::channel(1);
+    let mut client = server.client().await;
+    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(stream), &server.key);
+    let slow = tokio::spawn(async move { client.import_entries(call).await });
+    messages.send(with_options(vec![email("slow@example.com")], options())).await.unwrap();
+    let lost = async || {
+        // As if its server had not been able to renew the lease.
+        let past = "UPDATE import_requests SET lease_until = now() - interval '1 second' WHERE request_id = 'x'";
+        sqlx::query(past).execute(&mut server.connection().await).await.unwrap().rows_affected() == 1
+    };
+    until("the slow import has the id, and loses it", lost).await;
+    let quick = server.import(vec![with_options(vec![email("quick@example.com")], options())]).await.unwrap();
+    assert_eq!(quick.imported, 1);
+    drop(messages);
+    assert_eq!(slow.await.unwrap().unwrap_err().code(), Code::Unavailable);
+    assert_eq!(server.rows(server.workspace).await[0].0, "quick@example.com");
+    assert_eq!(server.count().await, 1);
+    assert_eq!(server.import(vec![with_options(vec![], options())]).await.unwrap(), quick);
+}
+
+#[tokio::test]
+async fn a_repeated_file_gets_the_causes_of_its_bad_lines_again() {
+    let server = TestServer::start().await;
+    let file = format!("email,reason\na@example.com,bounce\n{},x\nbad,\n{}", "x".repeat(70_000), "b@example.com,\n".repeat(50_000));
+    let post = || {
+        let request = server.post_request().header("content-type", "text/csv").header("idempotency-key", "file");
+        let request = request.body(file.clone());
+        async move { request.send().await.unwrap().json::<Value>().await.unwrap() }
+    };
+    let first = post().await;
+    assert_eq!((&first["data"]["imported"], &first["data"]["failed"]), (&json!(2), &json!(2)));
+    assert_eq!(post().await, first);
+}
+
+/// Puts so many entries into a workspace that no socket's buffer holds their export.
+async fn fill(server: &TestServer) {
+    let many = "INSERT INTO entries (workspace_id, added_by, address, reason)
+                SELECT $1, 1, 'user' || n || '@example.com', repeat('x', 64) FROM generate_series(1, 300000) n";
+    sqlx::query(many).bind(server.workspace.0).execute(&mut server.connection().await).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_export_whose_database_goes_away_breaks_and_does_not_just_end() {
+    let database_url = database().await;
+    let link = Proxy::to(&database_url).await;
+    let flags = ["--database-connect-timeout-secs", "1"];
+    let server = TestServer::start_through(&flags, &database_url, &link.url(&database_url)).await;
+    fill(&server).await;
+    for format in ["csv", "ndjson"] {
+        let url = format!("{}/v1/dnc/export?format={format}", server.http_url);
+        let mut answer = http_client().get(url).header("x-api-key", &server.key).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(answer.chunk().await.unwrap().is_some());
+        link.cut();
+        let broken = loop {
+            match answer.chunk().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break false,
+                Err(_) => break true,
+            }
+        };
+        assert!(broken, "a file that just ends looks whole");
+        link.mend();
+    }
+}
+
+#[tokio::test]
+async fn an_export_ends_with_its_key() {
+    let server = TestServer::start().await;
+    fill(&server).await;
+    let call = with_key(ExportEntriesRequest::default(), &server.key);
+    let mut messages = server.client().await.export_entries(call).await.unwrap().into_inner();
+    assert!(messages.message().await.unwrap().is_some());
+    server.store.revoke_key("key_1".parse().unwrap()).await.unwrap();
+    let refused = async || {
+        let call = with_key(SummarizeEntriesRequest {}, &server.key);
+        server.client().await.summarize_entries(call).await.is_err()
+    };
+    until("the server knows of the revocation", refused).await;
+    let status = loop {
+        match messages.message().await {
+            Ok(message) => assert!(message.is_some(), "ended as if it were whole"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::Unauthenticated);
 }
 
 const LONG_AGO: prost_types::Timestamp = prost_types::Timestamp { seconds: 946_684_800, nanos: 0 };

@@ -1,0 +1,19 @@
+-- How many entries a workspace has, so that the first page of a list need not count them: the sum over its parts. Written in the
+-- transaction of each batch that adds or deletes entries, so it is exact whatever crashes. Several parts, because imports and deletions that
+-- run side by side would otherwise wait for each other's commit. Servers from before this migration do not write it: stop them first.
+CREATE TABLE entry_counts (
+    workspace_id bigint NOT NULL,
+    part smallint NOT NULL,
+    entries bigint NOT NULL,
+    PRIMARY KEY (workspace_id, part)
+);
+-- Nothing may come in between the counting and the first batch that is counted.
+LOCK TABLE entries IN SHARE MODE;
+INSERT INTO entry_counts (workspace_id, part, entries)
+SELECT workspace_id, 0, count(*) FROM entries GROUP BY workspace_id;
+
+-- When the import of a request id succeeded; set in the transaction of its last batch, and only by the import that still has the claim. One that lost
+-- it, because its server could not renew the lease, stores nothing more there and does not succeed.
+ALTER TABLE import_requests ADD COLUMN finished_at timestamptz;
+UPDATE import_requests SET finished_at = imports.finished_at
+FROM imports WHERE imports.workspace_id = import_requests.workspace_id AND imports.id = import_requests.import_id;

@@ -1,0 +1,42 @@
+//! How many entries a workspace has, kept with each batch so that nobody has to count them.
+
+use sqlx::{PgConnection, query, query_scalar};
+
+use super::{Store, error::from_sqlx};
+use crate::domain::{Error, WorkspaceId};
+
+/// Parts of a workspace's count: so many transactions can change it side by side, as a rule.
+const PARTS: i32 = 16;
+
+/// Changes a workspace's count. Comes last in its transaction: whoever holds a part's row needs nothing more but to commit.
+pub(super) async fn add(connection: &mut PgConnection, workspace: WorkspaceId, change: i64) -> Result<(), sqlx::Error> {
+    if change == 0 {
+        return Ok(());
+    }
+    query!(
+        "INSERT INTO entry_counts AS known (workspace_id, part, entries) VALUES ($1, pg_backend_pid() % $2, $3)
+         ON CONFLICT (workspace_id, part) DO UPDATE SET entries = known.entries + excluded.entries",
+        workspace.0,
+        PARTS,
+        change,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+impl Store {
+    /// How many entries a workspace has.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] and [`Error::Timeout`].
+    pub(super) async fn count_all(&self, workspace: WorkspaceId) -> Result<i64, Error> {
+        query_scalar!(
+            r#"SELECT COALESCE(sum(entries), 0)::bigint AS "count!" FROM entry_counts WHERE workspace_id = $1"#,
+            workspace.0
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(from_sqlx)
+    }
+}
