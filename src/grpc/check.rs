@@ -5,7 +5,9 @@
 //! a statement of its own for each spends most of its time on round trips.
 
 use std::{
-    collections::HashMap,
+    borrow::Borrow,
+    collections::{HashMap, HashSet},
+    hash::{Hash, Hasher},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -29,18 +31,36 @@ const GATHERED_MAX: usize = 1_000;
 /// Addresses in one statement at most, which bounds its memory here and in the database.
 const STATEMENT_ADDRESSES_MAX: usize = 60_000;
 
-/// What was found. Shared by the calls that were answered together.
+/// What was found, by address. Shared by the calls that were answered together.
 #[derive(Clone, Debug, Default)]
-struct Found(Arc<Vec<EntryRow>>);
+struct Found(Arc<HashSet<ByAddress>>);
+
+#[derive(Debug)]
+struct ByAddress(EntryRow);
+
+impl Borrow<str> for ByAddress {
+    fn borrow(&self) -> &str {
+        &self.0.address
+    }
+}
+
+impl Hash for ByAddress {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.address.hash(state);
+    }
+}
+
+impl PartialEq for ByAddress {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.address == other.0.address
+    }
+}
+
+impl Eq for ByAddress {}
 
 impl Found {
-    fn new(mut rows: Vec<EntryRow>) -> Self {
-        rows.sort_unstable_by(|a, b| a.address.cmp(&b.address));
-        Self(Arc::new(rows))
-    }
-
     fn get(&self, address: &str) -> Option<&EntryRow> {
-        self.0.binary_search_by(|row| row.address.as_str().cmp(address)).ok().and_then(|place| self.0.get(place))
+        self.0.get(address).map(|found| &found.0)
     }
 }
 
@@ -72,10 +92,11 @@ impl Checker {
         let addresses = convert::addresses(request.emails).map_err(status::from_error)?;
         let wanted: Vec<&str> = addresses.iter().flatten().flat_map(|address| address.covers()).collect();
         let found = self.find(principal.workspace, wanted).await?;
+        let workspace = principal.workspace.to_string();
         let results = asked.into_iter().zip(&addresses).enumerate().map(|(index, (email, address))| match address {
             Ok(address) => {
                 let row = address.covers().find_map(|cover| found.get(cover));
-                let entry = row.map(|row| convert::stored(principal.workspace, row.clone()));
+                let entry = row.map(|row| convert::stored(&workspace, row.clone()));
                 CheckResult { email, suppressed: entry.is_some(), entry, error: None }
             }
             // Nobody can say of such a text that it may be written to.
@@ -146,7 +167,7 @@ impl Checker {
         for part in wanted.chunks(STATEMENT_ADDRESSES_MAX) {
             found.append(&mut self.store.find_entries(workspace, part).await.map_err(status::from_error)?);
         }
-        Ok(Found::new(found))
+        Ok(Found(Arc::new(found.into_iter().map(ByAddress).collect())))
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<WorkspaceId, Vec<Waiting>>> {

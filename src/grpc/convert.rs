@@ -5,7 +5,7 @@ use prost_types::Timestamp;
 use time::OffsetDateTime;
 
 use crate::{
-    domain::{Address, Entry, Error, Failure, Filter, Kind, Reason, Tally, WorkspaceId},
+    domain::{Address, Entry, Error, Failure, Filter, Kind, Reason, Tally},
     proto,
     store::{EntryRow, Replay},
 };
@@ -133,13 +133,13 @@ pub(super) fn page_size(asked: i32) -> Result<u32, Error> {
     }
 }
 
-/// An entry as callers see it.
-pub(super) fn stored(workspace: WorkspaceId, row: EntryRow) -> proto::Entry {
+/// An entry as callers see it, in the workspace of this public id.
+pub(super) fn stored(workspace: &str, row: EntryRow) -> proto::Entry {
     proto::Entry {
         r#type: entry_type(if row.address.contains('@') { Kind::Email } else { Kind::Domain }).into(),
         email: row.address,
         reason: row.reason,
-        workspace_id: workspace.to_string(),
+        workspace_id: workspace.to_owned(),
         create_time: Some(Timestamp { seconds: row.created_at.unix_timestamp(), nanos: row.created_at.nanosecond().cast_signed() }),
         added_by: row.added_by.to_string(),
     }

@@ -40,8 +40,9 @@ pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntr
         }
         _ => String::new(),
     };
+    let id = workspace.to_string();
     Ok(ListEntriesResponse {
-        entries: rows.into_iter().map(|row| convert::stored(workspace, row)).collect(),
+        entries: rows.into_iter().map(|row| convert::stored(&id, row)).collect(),
         next_page_token,
         total_size: position.total,
     })
@@ -56,11 +57,12 @@ pub(super) async fn export(
     request: ExportEntriesRequest,
 ) -> Result<impl Stream<Item = Result<ExportEntriesResponse, Status>>, Error> {
     let filter = convert::filter(request.filter)?;
-    let workspace = principal.workspace;
+    let workspace = principal.workspace.to_string();
     // The first page comes before the stream begins, so that what is wrong at once is told as an error and not as a stream that breaks.
     let first = export_page(&store, &auth, &principal, &filter, "").await?;
     let next = move |rows: Vec<EntryRow>| {
-        let (store, auth, principal, filter) = (store.clone(), auth.clone(), principal.clone(), filter.clone());
+        let (store, auth, principal, filter, workspace) =
+            (store.clone(), auth.clone(), principal.clone(), filter.clone(), workspace.clone());
         async move {
             let Some(last) = rows.last().map(|row| row.address.clone()) else { return Ok(None) };
             let rest = if rows.len() < EXPORT_ENTRIES as usize {
@@ -68,7 +70,7 @@ pub(super) async fn export(
             } else {
                 export_page(&store, &auth, &principal, &filter, &last).await.map_err(status::from_error)?
             };
-            let entries = rows.into_iter().map(|row| convert::stored(workspace, row)).collect();
+            let entries = rows.into_iter().map(|row| convert::stored(&workspace, row)).collect();
             Ok(Some((ExportEntriesResponse { entries }, rest)))
         }
     };
