@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod grpc;
 pub mod postgres;
 pub mod proto;
+pub mod records;
 pub mod running;
 pub mod server;
 pub mod store;

@@ -10,7 +10,6 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use csv_core::ReadRecordResult;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream::try_unfold};
 use serde::Serialize;
 use tonic::Streaming;
@@ -21,7 +20,10 @@ use super::{
     json::{self, Query, time_text, type_name},
     next_chunk,
 };
-use crate::proto::{Entry, ExportEntriesResponse, ImportEntriesRequest, ImportOptions};
+use crate::{
+    proto::{Entry, ExportEntriesResponse, ImportEntriesRequest, ImportOptions},
+    records::{self, Csv, RECORD_BYTES_MAX, Record, TOO_LONG, Unclosed},
+};
 
 /// A format of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,9 +115,6 @@ fn write_ndjson(entries: Vec<Entry>) -> Result<Vec<u8>, serde_json::Error> {
     Ok(bytes)
 }
 
-/// The longest line, or CSV record. A longer one is a failed entry.
-const LINE_BYTES_MAX: usize = 64 << 10;
-
 /// Entries in one message of a streamed import.
 const MESSAGE_ENTRIES: usize = 2_000;
 
@@ -138,10 +137,7 @@ pub(super) fn messages(
 ) -> impl Stream<Item = Result<ImportEntriesRequest, Problem>> + Send + 'static {
     let reader = Reader {
         body: Some(body),
-        lines: match format {
-            Format::Csv => Lines::Csv(Box::default()),
-            Format::Ndjson => Lines::Ndjson(Ndjson::default()),
-        },
+        lines: Lines::of(format),
         read: Read { entries: Vec::new(), count: 0, faults },
         options: Some(options),
     };
@@ -180,7 +176,7 @@ impl Reader {
         let mut octets = 0;
         let fitting = self.read.entries.iter().take(MESSAGE_ENTRIES).take_while(|entry| {
             octets += entry.email.len() + entry.reason.len() + 32;
-            octets <= LINE_BYTES_MAX * 32
+            octets <= RECORD_BYTES_MAX * 32
         });
         let count = fitting.count();
         let rest = self.read.entries.split_off(count);
@@ -214,200 +210,95 @@ impl Read {
 }
 
 enum Lines {
-    Csv(Box<Csv>),
-    Ndjson(Ndjson),
+    Csv { records: Box<Csv>, columns: Option<Columns> },
+    Ndjson(records::Lines),
 }
 
-impl Lines {
-    fn push(&mut self, chunk: &[u8], read: &mut Read) -> Result<(), Problem> {
-        match self {
-            Self::Csv(csv) => csv.push(chunk, read),
-            Self::Ndjson(ndjson) => {
-                ndjson.push(chunk, read);
-                Ok(())
-            }
-        }
-    }
-
-    fn finish(&mut self, read: &mut Read) -> Result<(), Problem> {
-        match self {
-            // Nothing more to come is what an empty chunk means to the parser.
-            Self::Csv(csv) => csv.push(&[], read),
-            Self::Ndjson(ndjson) => {
-                ndjson.push(b"\n", read);
-                Ok(())
-            }
-        }
-    }
-}
-
-const TOO_LONG: &str = "is longer than 64 KiB, or has more than 1,000 cells";
-
-#[derive(Default)]
-struct Ndjson {
-    /// The start of a line whose end has not come yet.
-    begun: Vec<u8>,
-    is_too_long: bool,
-}
-
-impl Ndjson {
-    fn push(&mut self, chunk: &[u8], read: &mut Read) {
-        let mut parts = chunk.split(|&byte| byte == b'\n').peekable();
-        while let Some(part) = parts.next() {
-            let ends_here = parts.peek().is_some();
-            if self.begun.len() + part.len() > LINE_BYTES_MAX {
-                self.is_too_long = true;
-                self.begun.clear();
-            } else if !self.is_too_long && (!ends_here || !self.begun.is_empty()) {
-                self.begun.extend_from_slice(part);
-            }
-            if !ends_here {
-                continue;
-            }
-            if std::mem::take(&mut self.is_too_long) {
-                read.fault(TOO_LONG.to_owned());
-            } else if self.begun.is_empty() {
-                Self::line(part, read);
-            } else {
-                Self::line(&self.begun, read);
-            }
-            self.begun.clear();
-        }
-    }
-
-    fn line(line: &[u8], read: &mut Read) {
-        let line = line.strip_prefix("\u{feff}".as_bytes()).filter(|_| read.count == 0).unwrap_or(line);
-        if line.trim_ascii().is_empty() {
-            return;
-        }
-        match json::entry(line) {
-            Ok(entry) => read.entry(entry),
-            Err(cause) => read.fault(cause),
-        }
-    }
-}
-
-/// CSV as RFC 4180 has it, in any pieces.
-struct Csv {
-    parser: csv_core::Reader,
-    output: Vec<u8>,
-    ends: Vec<usize>,
-    output_len: usize,
-    ends_len: usize,
-    is_too_long: bool,
-    /// The line on which the record began.
-    first_line: u64,
-    /// Where the columns are; none before the header row.
-    columns: Option<Columns>,
-}
-
+/// Where the columns are, as the header row says.
 struct Columns {
     email: usize,
     r#type: Option<usize>,
     reason: Option<usize>,
 }
 
-impl Default for Csv {
-    fn default() -> Self {
-        const COLUMNS_MAX: usize = 1_000;
-        Self {
-            parser: csv_core::Reader::new(),
-            output: vec![0; LINE_BYTES_MAX],
-            ends: vec![0; COLUMNS_MAX],
-            output_len: 0,
-            ends_len: 0,
-            is_too_long: false,
-            first_line: 1,
-            columns: None,
+impl Lines {
+    fn of(format: Format) -> Self {
+        match format {
+            Format::Csv => Self::Csv { records: Box::new(Csv::new(b',')), columns: None },
+            Format::Ndjson => Self::Ndjson(records::Lines::default()),
+        }
+    }
+
+    fn push(&mut self, chunk: &[u8], read: &mut Read) -> Result<(), Problem> {
+        match self {
+            Self::Csv { records, columns } => records.push(chunk, |record| csv_record(columns, record, read)),
+            Self::Ndjson(lines) => lines.push(chunk, |number, line| {
+                ndjson_line(number, line, read);
+                Ok(())
+            }),
+        }
+    }
+
+    fn finish(&mut self, read: &mut Read) -> Result<(), Problem> {
+        match self {
+            Self::Csv { records, columns } => records.finish(|record| csv_record(columns, record, read)),
+            Self::Ndjson(lines) => lines.finish(|number, line| {
+                ndjson_line(number, line, read);
+                Ok(())
+            }),
         }
     }
 }
 
-impl Csv {
-    fn push(&mut self, mut chunk: &[u8], read: &mut Read) -> Result<(), Problem> {
-        let is_end = chunk.is_empty();
-        loop {
-            let (output, ends) = (&mut self.output[self.output_len..], &mut self.ends[self.ends_len..]);
-            let (result, taken, written, ended) = self.parser.read_record(chunk, output, ends);
-            chunk = &chunk[taken..];
-            self.output_len += written;
-            self.ends_len += ended;
-            match result {
-                ReadRecordResult::InputEmpty if is_end => {}
-                ReadRecordResult::InputEmpty => return Ok(()),
-                ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull => {
-                    self.require_closed()?;
-                    self.is_too_long = true;
-                    (self.output_len, self.ends_len) = (0, 0);
-                }
-                ReadRecordResult::Record => {
-                    if is_end {
-                        self.require_closed()?;
-                    }
-                    self.record(read)?;
-                    self.first_line = self.parser.line();
-                    (self.output_len, self.ends_len) = (0, 0);
-                }
-                ReadRecordResult::End => return Ok(()),
-            }
-        }
+impl From<Unclosed> for Problem {
+    fn from(unclosed: Unclosed) -> Self {
+        let place = format!("line {}", unclosed.line);
+        Self::invalid(&place, "a quoted cell that starts here or just after is not closed; what came before is stored")
     }
+}
 
-    /// Breaks the import off when one cell has taken in the rest of the file, or far too much of it: the lines in it would be lost without
-    /// being counted.
-    fn require_closed(&self) -> Result<(), Problem> {
-        if self.output[..self.output_len].contains(&b'\n') {
-            let place = format!("line {}", self.first_line);
-            return Err(Problem::invalid(
-                &place,
-                "a quoted cell that starts here or just after is not closed; what came before is stored",
-            ));
-        }
-        Ok(())
+fn ndjson_line(number: u64, line: Option<&[u8]>, read: &mut Read) {
+    let Some(line) = line else { return read.fault(TOO_LONG.to_owned()) };
+    let line = line.strip_prefix("\u{feff}".as_bytes()).filter(|_| number == 1).unwrap_or(line);
+    if line.trim_ascii().is_empty() {
+        return;
     }
+    match json::entry(line) {
+        Ok(entry) => read.entry(entry),
+        Err(cause) => read.fault(cause),
+    }
+}
 
-    fn record(&mut self, read: &mut Read) -> Result<(), Problem> {
-        if std::mem::take(&mut self.is_too_long) {
-            if self.columns.is_none() {
-                return Err(Problem::invalid("header", TOO_LONG));
-            }
-            read.fault(TOO_LONG.to_owned());
-            return Ok(());
+fn csv_record(columns: &mut Option<Columns>, record: Record<'_>, read: &mut Read) -> Result<(), Problem> {
+    let Some(columns) = columns else {
+        if record.is_too_long {
+            return Err(Problem::invalid("header", TOO_LONG));
         }
-        let cell = |number: usize| {
-            let start = if number == 0 { 0 } else { *self.ends[..self.ends_len].get(number - 1)? };
-            self.output.get(start..*self.ends[..self.ends_len].get(number)?)
-        };
-        let Some(columns) = &self.columns else {
-            let names: Vec<String> = (0..self.ends_len)
-                .filter_map(cell)
-                .map(|name| {
-                    String::from_utf8_lossy(name).trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').to_lowercase()
-                })
-                .collect();
-            let place = |wanted: &str| names.iter().position(|name| name == wanted);
-            let email = place("email").ok_or_else(|| {
-                Problem::invalid(
-                    "header",
-                    "expected a first row with the names of the columns, separated by commas, email among them",
-                )
-            })?;
-            self.columns = Some(Columns { email, r#type: place("type"), reason: place("reason") });
-            return Ok(());
-        };
-        let text = |number: Option<usize>| number.and_then(cell).map_or(Ok(""), std::str::from_utf8);
-        match (cell(columns.email).is_some(), text(Some(columns.email)), text(columns.r#type), text(columns.reason)) {
-            (true, Ok(email), Ok(r#type), Ok(reason)) => read.entry(Entry {
-                email: as_meant(email).to_owned(),
-                r#type: json::type_number(r#type.trim()),
-                reason: as_meant(reason).to_owned(),
-                ..Entry::default()
-            }),
-            (false, ..) => read.fault("has no cell in the column email".to_owned()),
-            _ => read.fault("is not UTF-8".to_owned()),
-        }
-        Ok(())
+        let names = record.cells().map(String::from_utf8_lossy);
+        let names: Vec<String> =
+            names.map(|name| name.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}').to_lowercase()).collect();
+        let place = |wanted: &str| names.iter().position(|name| name == wanted);
+        let expected = "expected a first row with the names of the columns, separated by commas, email among them";
+        let email = place("email").ok_or_else(|| Problem::invalid("header", expected))?;
+        *columns = Some(Columns { email, r#type: place("type"), reason: place("reason") });
+        return Ok(());
+    };
+    if record.is_too_long {
+        read.fault(TOO_LONG.to_owned());
+        return Ok(());
     }
+    let text = |column: Option<usize>| column.and_then(|column| record.cell(column)).map_or(Ok(""), std::str::from_utf8);
+    match (record.cell(columns.email).is_some(), text(Some(columns.email)), text(columns.r#type), text(columns.reason)) {
+        (true, Ok(email), Ok(r#type), Ok(reason)) => read.entry(Entry {
+            email: as_meant(email).to_owned(),
+            r#type: json::type_number(r#type.trim()),
+            reason: as_meant(reason).to_owned(),
+            ..Entry::default()
+        }),
+        (false, ..) => read.fault("has no cell in the column email".to_owned()),
+        _ => read.fault("is not UTF-8".to_owned()),
+    }
+    Ok(())
 }
 
 /// A cell that no spreadsheet takes for a formula: one that would be gets an apostrophe in front. So does one that starts with apostrophes before
@@ -448,10 +339,7 @@ mod tests {
     /// All that a file is read as, cut into chunks of every size.
     fn read(format: Format, file: &[u8]) -> Vec<AsRead> {
         let each = [1, 2, 3, 7, 64, file.len().max(1)].map(|size| {
-            let mut lines = match format {
-                Format::Csv => Lines::Csv(Box::default()),
-                Format::Ndjson => Lines::Ndjson(Ndjson::default()),
-            };
+            let mut lines = Lines::of(format);
             let mut read = Read { entries: Vec::new(), count: 0, faults: Faults::default() };
             for chunk in file.chunks(size) {
                 lines.push(chunk, &mut read).expect("a header");
@@ -465,7 +353,7 @@ mod tests {
 
     #[test]
     fn files_are_read_in_any_pieces_and_bad_lines_fail_alone() {
-        let long = "x".repeat(LINE_BYTES_MAX + 1);
+        let long = "x".repeat(RECORD_BYTES_MAX + 1);
         let csv = format!(
             "\u{feff}Reason, EMAIL ,other,type\r\nbounce,a@example.com,x,\n\n\"said \"\"no\"\",\ntwice\",b.de,,domain\r\nonly\n,'+c@example.com\n{long},d@example.com\n'=1,e@example.com,,person"
         );
@@ -497,9 +385,9 @@ mod tests {
     fn a_quote_that_is_never_closed_ends_the_import_and_names_the_line() {
         for tail in ["", &"x@example.com,b\n".repeat(9_000)] {
             let file = format!("email,reason\na@example.com,b\n\"c@example.com,b\nd@example.com,b\n{tail}");
-            let mut lines = Csv::default();
+            let mut lines = Lines::of(Format::Csv);
             let mut read = Read { entries: Vec::new(), count: 0, faults: Faults::default() };
-            let problem = lines.push(file.as_bytes(), &mut read).and_then(|()| lines.push(&[], &mut read)).expect_err("not closed");
+            let problem = lines.push(file.as_bytes(), &mut read).and_then(|()| lines.finish(&mut read)).expect_err("not closed");
             assert!(problem.into_message().starts_with("line 3: "));
             assert_eq!(read.entries.len(), 1);
         }

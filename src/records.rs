@@ -1,0 +1,266 @@
+//! CSV records (RFC 4180) and lines, out of octets that come in any pieces, in bounded memory. What stands in them is the business of
+//! whoever reads them.
+
+use csv_core::ReadRecordResult;
+
+/// The longest line, or CSV record.
+pub const RECORD_BYTES_MAX: usize = 64 << 10;
+
+/// The most cells of a CSV record.
+const CELLS_MAX: usize = 1_000;
+
+/// What is wrong with a record or line that does not fit.
+pub const TOO_LONG: &str = "is longer than 64 KiB, or has more than 1,000 cells";
+
+/// One CSV record.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// The line on which it begins, counted from 1.
+    pub line: u64,
+    /// True when it did not fit; it has no cells then.
+    pub is_too_long: bool,
+    octets: &'a [u8],
+    ends: &'a [usize],
+}
+
+impl<'a> Record<'a> {
+    /// The cell in a column, counted from 0.
+    pub fn cell(&self, column: usize) -> Option<&'a [u8]> {
+        let start = if column == 0 { 0 } else { *self.ends.get(column - 1)? };
+        self.octets.get(start..*self.ends.get(column)?)
+    }
+
+    /// All cells.
+    pub fn cells(&self) -> impl Iterator<Item = &'a [u8]> {
+        (0..self.ends.len()).map_while(|column| self.cell(column))
+    }
+}
+
+/// A quoted cell was not closed: it took in the rest of the file, or far too much of it. The lines in it would be lost without being
+/// counted, so nothing after them is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Unclosed {
+    /// The line on which its record begins.
+    pub line: u64,
+}
+
+/// Cuts CSV into records. Blank lines are none.
+pub struct Csv {
+    parser: csv_core::Reader,
+    octets: Vec<u8>,
+    ends: Vec<usize>,
+    octets_len: usize,
+    ends_len: usize,
+    is_too_long: bool,
+    is_in_record: bool,
+    /// The line that the next octet stands on.
+    line: u64,
+    first_line: u64,
+}
+
+impl Csv {
+    /// For cells that are separated by `delimiter`.
+    pub fn new(delimiter: u8) -> Self {
+        Self {
+            parser: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
+            octets: vec![0; RECORD_BYTES_MAX],
+            ends: vec![0; CELLS_MAX],
+            octets_len: 0,
+            ends_len: 0,
+            is_too_long: false,
+            is_in_record: false,
+            line: 1,
+            first_line: 1,
+        }
+    }
+
+    /// Reads on, and hands over each record that ends here.
+    ///
+    /// # Errors
+    /// What `take` answers, or that a quoted cell is far too long.
+    pub fn push<E: From<Unclosed>>(
+        &mut self,
+        mut chunk: &[u8],
+        mut take: impl FnMut(Record<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        loop {
+            if !self.is_in_record {
+                let content = chunk.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(chunk.len());
+                self.line += newlines(&chunk[..content]);
+                chunk = &chunk[content..];
+                self.first_line = self.line;
+            }
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            chunk = self.read(chunk, &mut take)?;
+        }
+    }
+
+    /// Hands over the last record, if no line break stood behind it.
+    ///
+    /// # Errors
+    /// What `take` answers, or that a quoted cell is not closed.
+    pub fn finish<E: From<Unclosed>>(&mut self, mut take: impl FnMut(Record<'_>) -> Result<(), E>) -> Result<(), E> {
+        // No more input means the end to the parser; it may ask for room first.
+        while self.is_in_record {
+            self.require_closed()?;
+            self.read(&[], &mut take)?;
+        }
+        Ok(())
+    }
+
+    fn read<'c, E: From<Unclosed>>(
+        &mut self,
+        chunk: &'c [u8],
+        take: &mut impl FnMut(Record<'_>) -> Result<(), E>,
+    ) -> Result<&'c [u8], E> {
+        let (octets, ends) = (&mut self.octets[self.octets_len..], &mut self.ends[self.ends_len..]);
+        let (result, taken, written, ended) = self.parser.read_record(chunk, octets, ends);
+        self.line += newlines(&chunk[..taken]);
+        self.octets_len += written;
+        self.ends_len += ended;
+        self.is_in_record = true;
+        match result {
+            ReadRecordResult::InputEmpty => {}
+            ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull => {
+                self.require_closed()?;
+                self.is_too_long = true;
+                (self.octets_len, self.ends_len) = (0, 0);
+            }
+            ReadRecordResult::Record => {
+                let is_too_long = std::mem::take(&mut self.is_too_long);
+                let ends_len = if is_too_long { 0 } else { self.ends_len };
+                let record = Record {
+                    line: self.first_line,
+                    is_too_long,
+                    octets: &self.octets[..self.octets_len],
+                    ends: &self.ends[..ends_len],
+                };
+                take(record)?;
+                (self.octets_len, self.ends_len, self.is_in_record) = (0, 0, false);
+            }
+            ReadRecordResult::End => self.is_in_record = false,
+        }
+        Ok(&chunk[taken..])
+    }
+
+    fn require_closed(&self) -> Result<(), Unclosed> {
+        // A cell with a line break in it that reaches the limit, or the end of the file, has most likely lost its closing quote.
+        if self.octets[..self.octets_len].contains(&b'\n') { Err(Unclosed { line: self.first_line }) } else { Ok(()) }
+    }
+}
+
+fn newlines(octets: &[u8]) -> u64 {
+    octets.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// Cuts octets into lines.
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// The start of a line whose end has not come yet.
+    begun: Vec<u8>,
+    is_too_long: bool,
+    ended: u64,
+}
+
+impl Lines {
+    /// Reads on, and hands over each line that ends here: its number, counted from 1, and its octets without the line break, or none when it
+    /// is longer than [`RECORD_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// What `take` answers.
+    pub fn push<E>(&mut self, chunk: &[u8], mut take: impl FnMut(u64, Option<&[u8]>) -> Result<(), E>) -> Result<(), E> {
+        let mut parts = chunk.split(|&byte| byte == b'\n').peekable();
+        while let Some(part) = parts.next() {
+            let ends_here = parts.peek().is_some();
+            if self.begun.len() + part.len() > RECORD_BYTES_MAX {
+                self.is_too_long = true;
+                self.begun.clear();
+            } else if !self.is_too_long && (!ends_here || !self.begun.is_empty()) {
+                self.begun.extend_from_slice(part);
+            }
+            if !ends_here {
+                continue;
+            }
+            self.ended += 1;
+            if std::mem::take(&mut self.is_too_long) {
+                take(self.ended, None)?;
+            } else {
+                take(self.ended, Some(if self.begun.is_empty() { part } else { &self.begun }))?;
+            }
+            self.begun.clear();
+        }
+        Ok(())
+    }
+
+    /// Hands over the last line, if no line break stood behind it.
+    ///
+    /// # Errors
+    /// What `take` answers.
+    pub fn finish<E>(&mut self, take: impl FnMut(u64, Option<&[u8]>) -> Result<(), E>) -> Result<(), E> {
+        if self.begun.is_empty() && !self.is_too_long { Ok(()) } else { self.push(b"\n", take) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(text: &str, size: usize) -> Result<Vec<(u64, Vec<String>)>, Unclosed> {
+        let mut csv = Csv::new(b',');
+        let mut seen = Vec::new();
+        let mut take = |record: Record<'_>| {
+            let cells = record.cells().map(|cell| String::from_utf8_lossy(cell).into_owned()).collect();
+            seen.push((record.line, cells));
+            Ok(())
+        };
+        for chunk in text.as_bytes().chunks(size) {
+            csv.push(chunk, &mut take)?;
+        }
+        csv.finish(&mut take)?;
+        Ok(seen)
+    }
+
+    #[test]
+    fn records_know_their_line_in_any_pieces_and_with_any_line_breaks() {
+        let unix = "a,b\n\n\n\"two\nlines\",c\nlast,\"\"";
+        let windows = unix.replace('\n', "\r\n");
+        for size in [1, 2, 3, 5, 100] {
+            for text in [unix, &windows, &format!("{windows}\r\n\r\n")] {
+                let seen = records(text, size).expect("closed");
+                let inner = if text == unix { "two\nlines" } else { "two\r\nlines" };
+                let expected = [(1, ["a", "b"]), (4, [inner, "c"]), (6, ["last", ""])];
+                assert_eq!(seen, expected.map(|(line, cells)| (line, cells.map(str::to_owned).to_vec())), "in pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_is_told_with_its_line() {
+        for tail in ["", &"x,b\n".repeat(30_000)] {
+            for size in [1, 7, 1 << 20] {
+                let unclosed = records(&format!("a,b\n\n\"c,d\ne,f\n{tail}"), size).expect_err("not closed");
+                assert_eq!(unclosed.line, 3);
+            }
+        }
+    }
+
+    #[test]
+    fn lines_know_their_number_in_any_pieces() {
+        let text = format!("a\r\n\n{}\nb", "x".repeat(RECORD_BYTES_MAX + 1));
+        for size in [1, 2, 1 << 20] {
+            let mut lines = Lines::default();
+            let mut seen = Vec::new();
+            let mut take = |number, line: Option<&[u8]>| -> Result<(), Unclosed> {
+                seen.push((number, line.map(<[u8]>::to_vec)));
+                Ok(())
+            };
+            for chunk in text.as_bytes().chunks(size) {
+                lines.push(chunk, &mut take).expect("taken");
+            }
+            lines.finish(&mut take).expect("taken");
+            assert_eq!(seen, [(1, Some(b"a\r".to_vec())), (2, Some(Vec::new())), (3, None), (4, Some(b"b".to_vec()))]);
+        }
+    }
+}
