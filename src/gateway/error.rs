@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::pass_back;
+use super::{body::ENCODINGS, pass_back};
 
 /// A request that was not answered.
 #[derive(Debug)]
@@ -55,7 +55,28 @@ impl Problem {
     pub(super) fn media_type() -> Self {
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "Send the body as Content-Type: application/json; an import also takes application/x-ndjson and text/csv. Content-Encoding is not supported.",
+            "Send the body as Content-Type: application/json; an import also takes application/x-ndjson and text/csv.",
+        )
+    }
+
+    pub(super) fn encoding() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("Send the body as it is, or with one Content-Encoding of these: {ENCODINGS}."),
+        )
+    }
+
+    pub(super) fn not_unpacked() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "The body is not what its Content-Encoding says, or breaks off. Pack it again, and send the whole request again.",
+        )
+    }
+
+    pub(super) fn expands_too_much(times_max: u64) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("The body unpacks to more than {times_max} times its size. Send it as it is, without a Content-Encoding."),
         )
     }
 
@@ -169,6 +190,10 @@ impl IntoResponse for Problem {
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            // RFC 9110, section 15.5.16.
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS));
         }
         if let Some(secs) = self.retry_after_secs {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));

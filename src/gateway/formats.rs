@@ -15,10 +15,9 @@ use serde::Serialize;
 use tonic::Streaming;
 
 use super::{
-    BODY_IDLE_TIMEOUT,
+    body::{IDLE_TIMEOUT, Octets},
     error::Problem,
     json::{self, Query, time_text, type_name},
-    next_chunk,
 };
 use crate::{
     proto::{Entry, ExportEntriesResponse, ImportEntriesRequest, ImportOptions},
@@ -131,7 +130,7 @@ const FAULTS_MAX: usize = 10_000;
 /// to the service as an entry without an address, so that it is refused and counted there, and its cause is kept in `faults`.
 pub(super) fn messages(
     format: Format,
-    body: Body,
+    body: Octets,
     options: ImportOptions,
     faults: Faults,
 ) -> impl Stream<Item = Result<ImportEntriesRequest, Problem>> + Send + 'static {
@@ -146,7 +145,7 @@ pub(super) fn messages(
 
 struct Reader {
     /// None once it has been read to its end.
-    body: Option<Body>,
+    body: Option<Octets>,
     lines: Lines,
     read: Read,
     options: Option<ImportOptions>,
@@ -158,8 +157,8 @@ impl Reader {
             && let Some(body) = &mut self.body
         {
             // What has come goes on its way when nothing more comes for a moment; a live but slow sender must not look idle.
-            let waiting = if self.read.entries.is_empty() { BODY_IDLE_TIMEOUT } else { FLUSH_AFTER };
-            let chunk = match tokio::time::timeout(waiting, next_chunk(body)).await {
+            let waiting = if self.read.entries.is_empty() { IDLE_TIMEOUT } else { FLUSH_AFTER };
+            let chunk = match tokio::time::timeout(waiting, body.next()).await {
                 Err(_) if !self.read.entries.is_empty() => break,
                 Err(_) => return Err(Problem::timed_out()),
                 Ok(chunk) => chunk?,

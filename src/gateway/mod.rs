@@ -4,6 +4,7 @@
 //! back. A body is read by the message stream of the call it becomes, and so only once the service has let the caller in: a refused
 //! call is refused before its body is read. Whatever is wrong with a JSON body breaks that stream off before anything of it is stored.
 
+mod body;
 mod error;
 mod formats;
 mod json;
@@ -15,12 +16,11 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use axum::{
     Json, Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::{MatchedPath, RawQuery, Request, State},
     http::{HeaderMap, HeaderValue, header, uri::PathAndQuery},
     middleware::{self, Next},
@@ -31,7 +31,6 @@ use futures_util::{
     FutureExt, Stream, StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
-use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Streaming, client::Grpc, metadata::MetadataMap};
@@ -39,17 +38,14 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tonic_prost::ProstCodec;
 use tracing::Instrument;
 
-use self::error::Problem;
 pub use self::formats::Format;
 pub use self::upstream::Upstream;
+use self::{body::Octets, error::Problem};
 use crate::{
     proto::{ExportEntriesRequest, ImportEntriesResponse, SummarizeEntriesRequest, dnc_service_client::DncServiceClient},
     running::Running,
     telemetry,
 };
-
-/// How long a body may stand still.
-const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Response headers of the service that REST callers are told about.
 const PASSED_BACK: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
@@ -293,7 +289,7 @@ impl Gateway {
         let messages = once(async move {
             let options = json::import_options(&json::Query::parse(query.as_deref()), request_id, default_reason)?;
             Ok(match media_type(&received)? {
-                MediaType::File(format) => formats::messages(format, body, options, kept).boxed(),
+                MediaType::File(format) => formats::messages(format, Octets::new(&received, body)?, options, kept).boxed(),
                 MediaType::Json => {
                     let entries = json::import_entries(&read_json(&received, body, json_bytes_max).await?)?;
                     stream::iter(json::import_requests(entries, options)).map(Ok).boxed()
@@ -409,10 +405,6 @@ enum MediaType {
 }
 
 fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
-    let is_encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
-    if headers.get(header::CONTENT_ENCODING).is_some_and(is_encoded) {
-        return Err(Problem::media_type());
-    }
     let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
@@ -423,32 +415,16 @@ fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
     }
 }
 
-/// The next octets of a body; none at its end.
-async fn next_chunk(body: &mut Body) -> Result<Option<Bytes>, Problem> {
-    loop {
-        let frame = tokio::time::timeout(BODY_IDLE_TIMEOUT, body.frame()).await.map_err(|_| Problem::timed_out())?;
-        match frame.transpose().map_err(|_| Problem::broken_body())? {
-            None => return Ok(None),
-            Some(frame) => {
-                if let Ok(data) = frame.into_data()
-                    && !data.is_empty()
-                {
-                    return Ok(Some(data));
-                }
-            }
-        }
-    }
-}
-
 /// The whole body of a JSON request.
-async fn read_json(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Vec<u8>, Problem> {
+async fn read_json(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Vec<u8>, Problem> {
     let MediaType::Json = media_type(headers)? else { return Err(Problem::media_type()) };
+    let mut octets = Octets::new(headers, body)?;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         return Err(Problem::too_large(bytes_max));
     }
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default());
-    while let Some(chunk) = next_chunk(&mut body).await? {
+    while let Some(chunk) = octets.next().await? {
         if bytes.len() + chunk.len() > bytes_max {
             return Err(Problem::too_large(bytes_max));
         }

@@ -312,3 +312,65 @@ async fn both_listeners_speak_tls() {
     let call = crate::harness::with_key(tokio_stream::iter([crate::address_book::request(vec![])]), &server.key);
     assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, 0);
 }
+
+fn gzip(octets: &[u8]) -> Vec<u8> {
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut packer, octets).unwrap();
+    packer.finish().unwrap()
+}
+
+fn zstd(octets: &[u8]) -> Vec<u8> {
+    zstd::stream::encode_all(octets, 3).unwrap()
+}
+
+#[tokio::test]
+async fn packed_bodies_are_unpacked_and_bombs_are_not() {
+    let server = TestServer::start().await;
+    let post = |encoding: &'static str, media_type: &'static str, body: Vec<u8>| {
+        let request = server.post_request().header("content-encoding", encoding).header("content-type", media_type).body(body);
+        async move { request.send().await.unwrap() }
+    };
+    let lines = |from: u32| {
+        let entries = crate::address_book::numbered(from..from + 30_000);
+        "email\n".to_owned() + &entries.map(|entry| entry.email + "\n").collect::<String>()
+    };
+    let two_members = [gzip(lines(0).as_bytes()), gzip(lines(30_000).split_once('\n').unwrap().1.as_bytes())].concat();
+    for (encoding, body) in [("gzip", two_members), ("ZSTD", zstd(lines(60_000).as_bytes())), ("identity", lines(90_000).into())] {
+        let answer = post(encoding, "text/csv", body).await;
+        assert_eq!(answer.status(), 200, "{encoding}");
+        assert_eq!(answer.json::<Value>().await.unwrap()["data"]["failed"], Value::Null, "{encoding}");
+    }
+    assert_eq!(server.count().await, 120_000);
+    let one = br#"{"entries":[{"email":"json@example.com"}]}"#;
+    assert_eq!(post("gzip", "application/json", gzip(one)).await.json::<Value>().await.unwrap()["data"]["imported"], 1);
+
+    // A JSON body counts as what it unpacks to, a file as how much more that is than it was.
+    let blank = vec![b'\n'; 64 << 20];
+    let padded = [one.as_slice(), &vec![b' '; 9 << 20]].concat();
+    let mut wide = zstd::stream::Encoder::new(Vec::new(), 3).unwrap();
+    wide.window_log(27).unwrap();
+    std::io::Write::write_all(&mut wide, &lines(0).repeat(20).into_bytes()).unwrap();
+    let wide = wide.finish().unwrap();
+    let broken = {
+        let whole = gzip(lines(0).as_bytes());
+        whole[..whole.len() / 2].to_vec()
+    };
+    for (encoding, media_type, body, status) in [
+        ("gzip", "application/json", gzip(&padded), 413),
+        ("gzip", "text/csv", gzip(&blank), 413),
+        ("zstd", "application/x-ndjson", zstd(&blank), 413),
+        ("zstd", "text/csv", wide, 400),
+        ("gzip", "text/csv", broken, 400),
+        ("gzip", "text/csv", b"not packed at all".to_vec(), 400),
+        ("zstd", "application/json", one.to_vec(), 400),
+        ("br", "text/csv", b"email\n".to_vec(), 415),
+        ("gzip, gzip", "text/csv", gzip(&gzip(b"email\n")), 415),
+    ] {
+        let answer = post(encoding, media_type, body).await;
+        assert_eq!(answer.status(), status, "{encoding} {media_type}");
+        if status == 415 {
+            assert_eq!(answer.headers()["accept-encoding"], "gzip, zstd");
+        }
+        error(answer).await;
+    }
+}

@@ -1,0 +1,144 @@
+//! The octets of a request's body, as they come: unpacked if the caller packed them, and never waited for without end.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_compression::{
+    tokio::bufread::{GzipDecoder, ZstdDecoder},
+    zstd::DParameter,
+};
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderMap, HeaderValue, header},
+};
+use futures_util::TryStreamExt;
+use http_body_util::BodyExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio_util::{bytes::BytesMut, io::StreamReader};
+
+use super::error::Problem;
+
+/// How long a body may stand still.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The encodings of content that are understood, for `Accept-Encoding`.
+pub(super) const ENCODINGS: &str = "gzip, zstd";
+
+/// Unpacked octets that come out of one packed octet at most, once more than [`EXPANSION_FREE_BYTES`] have come out. Lists of addresses shrink to a
+/// tenth or so, and hardly ever to a hundredth; what grows more than this was made to keep a server busy.
+const EXPANSION_MAX: u64 = 250;
+const EXPANSION_FREE_BYTES: u64 = 16 << 20;
+
+/// The largest window of a zstd frame, as a power of two: 8 MiB, which RFC 9659 sets for this content encoding. The decoder keeps as much in memory.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+const READ_BYTES: usize = 64 << 10;
+
+/// How a decoder is told that the body under it broke off.
+const BROKEN: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+
+/// A body on its way in.
+pub(super) enum Octets {
+    /// As it comes.
+    Plain(Body),
+    /// Through a decoder.
+    Packed(Unpacking),
+}
+
+/// A packed body, and how far it has come.
+pub(super) struct Unpacking {
+    decoder: Pin<Box<dyn AsyncRead + Send>>,
+    bytes_in: Arc<AtomicU64>,
+    bytes_out: u64,
+}
+
+impl Octets {
+    /// The body that came with these headers.
+    ///
+    /// # Errors
+    /// 415 when its encoding is none of those understood.
+    pub(super) fn new(headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
+        let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
+        let (first, more) = (named.next(), named.next());
+        let encoding = match (first.map(HeaderValue::to_str), more) {
+            (None, _) => return Ok(Self::Plain(body)),
+            (Some(Ok(name)), None) if name.trim().eq_ignore_ascii_case("identity") => return Ok(Self::Plain(body)),
+            (Some(Ok(name)), None) => name.trim().to_ascii_lowercase(),
+            _ => return Err(Problem::encoding()),
+        };
+        let bytes_in = Arc::new(AtomicU64::new(0));
+        let counter = bytes_in.clone();
+        let octets = TryStreamExt::map_err(body.into_data_stream(), |_| io::Error::from(BROKEN));
+        let reader = StreamReader::new(octets.inspect_ok(move |chunk| {
+            counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        }));
+        let decoder: Pin<Box<dyn AsyncRead + Send>> = match encoding.as_str() {
+            "gzip" | "x-gzip" => {
+                let mut decoder = GzipDecoder::new(reader);
+                // What `cat a.gz b.gz` makes is a gzip file, too.
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }
+            "zstd" => {
+                let window = DParameter::window_log_max(ZSTD_WINDOW_LOG_MAX);
+                let mut decoder = ZstdDecoder::with_params(reader, &[window]);
+                decoder.multiple_members(true);
+                Box::pin(decoder)
+            }
+            _ => return Err(Problem::encoding()),
+        };
+        Ok(Self::Packed(Unpacking { decoder, bytes_in, bytes_out: 0 }))
+    }
+
+    /// The next octets; none at the end. Loses nothing when it is given up half-way.
+    ///
+    /// # Errors
+    /// 408 when the body stands still, 400 when it breaks off or is not what its encoding says, 413 when it unpacks to far more than it is.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let next = async {
+            match self {
+                Self::Plain(body) => plain(body).await,
+                Self::Packed(unpacking) => unpacking.next().await,
+            }
+        };
+        tokio::time::timeout(IDLE_TIMEOUT, next).await.map_err(|_| Problem::timed_out())?
+    }
+}
+
+async fn plain(body: &mut Body) -> Result<Option<Bytes>, Problem> {
+    loop {
+        match body.frame().await.transpose().map_err(|_| Problem::broken_body())? {
+            None => return Ok(None),
+            Some(frame) => {
+                if let Ok(data) = frame.into_data()
+                    && !data.is_empty()
+                {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+impl Unpacking {
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let mut bytes = BytesMut::with_capacity(READ_BYTES);
+        let count = self.decoder.read_buf(&mut bytes).await.map_err(|error| match error.kind() {
+            BROKEN => Problem::broken_body(),
+            _ => Problem::not_unpacked(),
+        })?;
+        self.bytes_out += count as u64;
+        let bytes_out_max = EXPANSION_FREE_BYTES.max(EXPANSION_MAX * self.bytes_in.load(Ordering::Relaxed));
+        if self.bytes_out > bytes_out_max {
+            return Err(Problem::expands_too_much(EXPANSION_MAX));
+        }
+        Ok((count > 0).then(|| bytes.freeze()))
+    }
+}
