@@ -1,12 +1,20 @@
 //! `dnc check`, `export` and `remove`: a gRPC client for people. What was asked for goes to standard output, everything else to standard error.
 
-use std::{io::Write, path::PathBuf};
+use std::{
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
+use tokio::sync::mpsc;
 use tonic::{Request, Status, metadata::AsciiMetadataValue, transport::Channel};
 
-use super::{admin::print, serve::dial};
+use super::{
+    admin::print,
+    files::{self, Content, Ended, Input},
+    serve::dial,
+};
 use crate::{
     domain::WorkspaceId,
     gateway::Format,
@@ -19,9 +27,12 @@ use crate::{
 /// Addresses that one call may name.
 const ADDRESSES_MAX: usize = 10_000;
 
+/// Octets of text in one call, well below the service's limit of 4 MiB.
+const CHUNK_BYTES: usize = 2 << 20;
+
 /// Where the service is, and who asks.
 #[derive(Args, Clone, Debug)]
-struct Server {
+pub(super) struct Server {
     /// The gRPC server, as http://HOST:PORT or https://HOST:PORT
     #[arg(long, env = "DNC_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     server: String,
@@ -36,11 +47,22 @@ struct Server {
     workspace: Option<WorkspaceId>,
 }
 
+/// Addresses and domains: named one by one, or in files.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = true)]
+struct Addresses {
+    /// Addresses and domains
+    #[arg(value_name = "ADDRESS")]
+    addresses: Vec<String>,
+    /// A file of them, of any kind that `dnc import` reads; - is standard input; may be given several times
+    #[arg(long = "file", short, env = "DNC_FILES", value_delimiter = ',', value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
 #[derive(Args, Debug)]
 pub(super) struct Check {
-    /// What to look up
-    #[arg(required = true, value_name = "ADDRESS")]
-    addresses: Vec<String>,
+    #[command(flatten)]
+    addresses: Addresses,
     #[command(flatten)]
     server: Server,
 }
@@ -65,9 +87,8 @@ pub(super) struct Export {
 
 #[derive(Args, Debug)]
 pub(super) struct Remove {
-    /// The addresses and domains to take off the list
-    #[arg(required = true, value_name = "ADDRESS")]
-    addresses: Vec<String>,
+    #[command(flatten)]
+    addresses: Addresses,
     /// Remove nothing, and say how many would be gone
     #[arg(long, env = "DNC_DRY_RUN", value_parser = FalseyValueParser::new())]
     dry_run: bool,
@@ -82,17 +103,70 @@ enum FileFormat {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum TypeName {
+pub(super) enum TypeName {
     Email,
     Domain,
 }
 
+impl Addresses {
+    /// All of them, as many at once as one call may name. Files are read on a thread of its own, no faster than they are taken.
+    fn chunks(self) -> mpsc::Receiver<anyhow::Result<Vec<String>>> {
+        let (ready, chunks) = mpsc::channel(1);
+        std::thread::spawn(move || {
+            let mut chunk = Vec::new();
+            let mut octets = 0;
+            let mut take = |address: String| {
+                octets += address.len();
+                chunk.push(address);
+                if chunk.len() < ADDRESSES_MAX && octets < CHUNK_BYTES {
+                    return Ok(());
+                }
+                octets = 0;
+                ready.blocking_send(Ok(std::mem::take(&mut chunk))).map_err(|_| Ended::Stopped)
+            };
+            let all = self.addresses.into_iter().try_for_each(&mut take).map_err(|_| None);
+            let read = all.and_then(|()| self.files.iter().try_for_each(|file| read_addresses(file, &mut take)));
+            let _ = ready.blocking_send(Ok(chunk));
+            if let Err(Some(error)) = read {
+                let _ = ready.blocking_send(Err(error));
+            }
+        });
+        chunks
+    }
+}
+
+/// Hands over the addresses in a file; the error is none when no more is wanted.
+fn read_addresses(file: &Path, take: &mut impl FnMut(String) -> Result<(), Ended>) -> Result<(), Option<anyhow::Error>> {
+    let input = Input::open(file)?;
+    let name = input.name.clone();
+    let options = files::Options { addresses_only: true, ..files::Options::default() };
+    let read = input.read(&options, |row| match row.content {
+        // What cannot be read is asked about as well, and told to be no address.
+        Content::Entry { address: text, .. } | Content::Unreadable(text, _) => take(text),
+        Content::NotSuppressed => Ok(()),
+    });
+    read.map_err(|ended| match ended {
+        Ended::Stopped => None,
+        Ended::Broken(why) => Some(anyhow::anyhow!("{name} {why}")),
+    })
+}
+
+impl TypeName {
+    /// Its number in the proto.
+    pub(super) fn number(self) -> i32 {
+        match self {
+            Self::Email => EntryType::Email.into(),
+            Self::Domain => EntryType::Domain.into(),
+        }
+    }
+}
+
 impl Server {
-    fn client(&self) -> anyhow::Result<DncServiceClient<Channel>> {
+    pub(super) fn client(&self) -> anyhow::Result<DncServiceClient<Channel>> {
         Ok(DncServiceClient::new(dial("--server", &self.server, self.server_ca.as_deref())?).max_decoding_message_size(usize::MAX))
     }
 
-    fn request<T>(&self, message: T) -> anyhow::Result<Request<T>> {
+    pub(super) fn request<T>(&self, message: T) -> anyhow::Result<Request<T>> {
         let mut request = Request::new(message);
         let Ok(key) = AsciiMetadataValue::try_from(self.api_key.trim()) else { bail!("--api-key has characters that no key has") };
         request.metadata_mut().insert("x-api-key", key);
@@ -104,7 +178,7 @@ impl Server {
 }
 
 /// What a status says, without the numbers around it.
-fn told(status: Status) -> anyhow::Error {
+pub(super) fn told(status: Status) -> anyhow::Error {
     match status.code() {
         tonic::Code::Unavailable if status.message().is_empty() || !status.message().ends_with('.') => {
             anyhow::anyhow!("the server cannot be reached; check --server")
@@ -113,14 +187,21 @@ fn told(status: Status) -> anyhow::Error {
     }
 }
 
+/// A text as a cell of a line: without what would end the cell or move the terminal's cursor.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// Prints a line an address: the address, `suppressed`, `clear` or `invalid`, and what decided it.
 pub(super) async fn check(options: Check) -> anyhow::Result<()> {
     let mut client = options.server.client()?;
-    let mut out = std::io::stdout().lock();
-    for addresses in options.addresses.chunks(ADDRESSES_MAX) {
-        let request = options.server.request(CheckEntriesRequest { emails: addresses.to_vec() })?;
-        for result in client.check_entries(request).await.map_err(told)?.into_inner().results {
-            let CheckResult { email, suppressed, entry, error } = result;
+    let mut chunks = options.addresses.chunks();
+    while let Some(emails) = chunks.recv().await {
+        let request = options.server.request(CheckEntriesRequest { emails: emails? })?;
+        let results = client.check_entries(request).await.map_err(told)?.into_inner().results;
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        for CheckResult { email, suppressed, entry, error } in results {
+            let email = one_line(&email);
             match (entry, error) {
                 (Some(entry), _) => writeln!(out, "{email}\tsuppressed\t{}\t{}", entry.email, entry.reason)?,
                 (None, Some(error)) => writeln!(out, "{email}\tinvalid\t{}\t{}", error.code, error.message)?,
@@ -128,6 +209,7 @@ pub(super) async fn check(options: Check) -> anyhow::Result<()> {
                 (None, None) => writeln!(out, "{email}\tclear\t\t")?,
             }
         }
+        out.flush()?;
     }
     Ok(())
 }
@@ -138,13 +220,8 @@ pub(super) async fn export(options: Export) -> anyhow::Result<()> {
         FileFormat::Csv => Format::Csv,
         FileFormat::Ndjson => Format::Ndjson,
     };
-    let entry_type = match options.entry_type {
-        None => EntryType::Unspecified,
-        Some(TypeName::Email) => EntryType::Email,
-        Some(TypeName::Domain) => EntryType::Domain,
-    };
     let filter = EntryFilter {
-        r#type: entry_type.into(),
+        r#type: options.entry_type.map(TypeName::number).unwrap_or_default(),
         reason: options.reason.unwrap_or_default(),
         search: options.search.unwrap_or_default(),
         ..EntryFilter::default()
@@ -163,10 +240,16 @@ pub(super) async fn export(options: Export) -> anyhow::Result<()> {
 /// Prints how many entries were removed.
 pub(super) async fn remove(options: Remove) -> anyhow::Result<()> {
     let mut client = options.server.client()?;
+    let mut chunks = options.addresses.chunks();
     let mut removed = 0;
-    for addresses in options.addresses.chunks(ADDRESSES_MAX) {
-        let message = DeleteEntriesRequest { emails: addresses.to_vec(), validate_only: options.dry_run, ..Default::default() };
-        removed += client.delete_entries(options.server.request(message)?).await.map_err(told)?.into_inner().deleted;
+    while let Some(emails) = chunks.recv().await {
+        let emails = emails.with_context(|| format!("{removed} removed until then"))?;
+        if emails.is_empty() {
+            continue;
+        }
+        let message = DeleteEntriesRequest { emails, validate_only: options.dry_run, ..Default::default() };
+        let answer = client.delete_entries(options.server.request(message)?).await.map_err(told);
+        removed += answer.with_context(|| format!("{removed} removed until then"))?.into_inner().deleted;
     }
     print(&removed.to_string())
 }

@@ -5,6 +5,8 @@
 mod admin;
 mod client;
 mod dev;
+mod files;
+mod import;
 mod serve;
 
 use std::process::ExitCode;
@@ -46,6 +48,8 @@ enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(admin::Keys),
+    /// Put files of addresses and domains on the list: CSV, NDJSON, plain lists, exports of other providers
+    Import(import::Options),
     /// Ask whether addresses may be written to: a line each with suppressed, clear or invalid
     Check(client::Check),
     /// Write the list, or a part of it, to standard output
@@ -85,6 +89,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Workspaces(command) => admin::workspaces(command).await,
         Command::Users(command) => admin::users(command).await,
         Command::Keys(command) => admin::keys(command).await,
+        Command::Import(options) => import::run(options).await,
         Command::Check(options) => client::check(options).await,
         Command::Export(options) => client::export(options).await,
         Command::Remove(options) => client::remove(options).await,

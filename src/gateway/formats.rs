@@ -302,12 +302,12 @@ fn csv_record(columns: &mut Option<Columns>, record: Record<'_>, read: &mut Read
 
 /// A cell that no spreadsheet takes for a formula: one that would be gets an apostrophe in front. So does one that starts with apostrophes before
 /// such a character, which makes it possible to take the apostrophe away again.
-fn harmless(cell: &str) -> std::borrow::Cow<'_, str> {
+pub fn harmless(cell: &str) -> std::borrow::Cow<'_, str> {
     if starts_formula(cell.trim_start_matches('\'')) { format!("'{cell}").into() } else { cell.into() }
 }
 
 /// The cell that [`harmless`] was given.
-fn as_meant(cell: &str) -> &str {
+pub fn as_meant(cell: &str) -> &str {
     match cell.strip_prefix('\'') {
         Some(rest) if starts_formula(rest.trim_start_matches('\'')) => rest,
         _ => cell,

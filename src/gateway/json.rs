@@ -450,7 +450,7 @@ impl From<JsonEntry> for Entry {
 }
 
 /// The number of an entry type's name; empty means that none was given.
-pub(super) fn type_number(name: &str) -> i32 {
+pub fn type_number(name: &str) -> i32 {
     match name {
         "" => EntryType::Unspecified.into(),
         "email" => EntryType::Email.into(),

@@ -38,7 +38,8 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tonic_prost::ProstCodec;
 use tracing::Instrument;
 
-pub use self::formats::Format;
+pub use self::formats::{Format, as_meant, harmless};
+pub use self::json::type_number;
 pub use self::upstream::Upstream;
 use self::{body::Octets, error::Problem};
 use crate::{

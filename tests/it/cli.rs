@@ -230,3 +230,142 @@ async fn people_check_export_and_remove() {
     let nowhere = run(dnc(&["check", "a@b.de"]).env("DNC_SERVER", "http://127.0.0.1:1").env("DNC_API_KEY", "sk_x"));
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("cannot be reached"));
 }
+
+// The service must go on while the test waits for the program.
+#[tokio::test(flavor = "multi_thread")]
+async fn people_import_files_and_get_back_what_was_refused() {
+    let server = crate::harness::TestServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let dnc =
+        |args: &[&str]| run(dnc(args).env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key).current_dir(dir.path()));
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "list.csv",
+        "email;type;reason\na@example.com;;bounce\nbad;;\n\na@example.com;;\nb.com;domain;manual\nco.uk;domain;\nx@y.de;person;\n",
+    );
+    write(
+        "ses.json",
+        r#"{"SuppressedDestinationSummaries":[{"EmailAddress":"c@example.com","Reason":"COMPLAINT","LastUpdateTime":1}]}"#,
+    );
+    let many: String = (0..30_000).map(|n| if n % 2 == 0 { format!("m{n}@example.com\n") } else { format!("m{n}\n") }).collect();
+    write("many.txt", &many);
+
+    let shown = stdout(&dnc(&["import", "--dry-run", "list.csv", "ses.json"]));
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines[0], "row\taddress\ttype\treason\trefused");
+    assert_eq!(lines[1], "list.csv:2\ta@example.com\temail\tbounce\t");
+    assert!(lines[2].starts_with("list.csv:3\tbad\temail\timport\tThe e-mail address has no @"));
+    assert_eq!(lines[4], "list.csv:6\tb.com\tdomain\tmanual\t");
+    assert!(shown.contains("ses.json:1\tc@example.com\temail\tcomplaint\t\n"));
+    assert_eq!(server.count().await, 0);
+
+    let output = dnc(&["import", "--rejects", "rejects.csv", "list.csv", "ses.json", "many.txt"]);
+    let table = stdout(&output);
+    let total = table.split("in all").nth(1).unwrap();
+    let rows: HashMap<&str, &str> = total
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?, words.next()?))
+        })
+        .collect();
+    let expected = [
+        ("imported", "15,003"),
+        ("skipped", "1"),
+        ("failed", "15,003"),
+        ("INVALID_EMAIL", "15,001"),
+        ("PUBLIC_SUFFIX", "1"),
+        ("INVALID_TYPE", "1"),
+    ];
+    assert_eq!(rows, HashMap::from(expected), "{table}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("read as: Amazon SES suppression list"));
+    assert_eq!(server.count().await, 15_003);
+    // More rows than an answer describes, each with its line and cause.
+    let rejects = fs::read_to_string(dir.path().join("rejects.csv")).unwrap();
+    assert_eq!(rejects.lines().count(), 1 + 15_003);
+    assert!(rejects.starts_with(
+        "email,type,reason,file,line,code,cause\nbad,email,import,list.csv,3,INVALID_EMAIL,The e-mail address has no @"
+    ));
+    assert!(rejects.contains("x@y.de,person,import,list.csv,8,INVALID_TYPE,"));
+    assert!(rejects.ends_with('\n') && rejects.contains("\nm29999,email,import,many.txt,30000,INVALID_EMAIL,"));
+    // Mended, the file of rejects is a file to import.
+    write("mended.csv", &rejects.replace("\nm", "\nm@m").replace(",email,import,many", ".example.org,email,import,many"));
+    assert!(stdout(&dnc(&["import", "mended.csv"])).contains("15,000"));
+    let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM imports").fetch_one(&mut server.connection().await).await.unwrap();
+    assert_eq!(runs, 4, "one import a file");
+
+    write("ask.txt", "A@example.com\nx@sub.b.com\nfree@example.org\n");
+    let asked = stdout(&dnc(&["check", "--file", "ask.txt", "c@example.com"]));
+    let verdicts: Vec<_> = asked.lines().map(|line| line.split('\t').nth(1).unwrap()).collect();
+    assert_eq!(verdicts, ["suppressed", "suppressed", "suppressed", "clear"]);
+    assert_eq!(stdout(&dnc(&["remove", "--file", "many.txt", "--file", "ask.txt"])), "15001");
+
+    for (args, expected) in [
+        (&["import", "nowhere.csv"][..], "cannot read nowhere.csv"),
+        (&["import", "--rejects", "list.csv", "list.csv"], "write over"),
+        (&["import", "--reason", "x\ty", "list.csv"], "reason"),
+        (&["import", "--column", "Mail", "list.csv"], "--column"),
+        (&["import", "."], "is a directory"),
+    ] {
+        let refused = dnc(args);
+        assert_eq!(refused.status.code(), Some(1), "{args:?}");
+        assert!(
+            String::from_utf8_lossy(&refused.stderr).contains(expected),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&refused.stderr)
+        );
+    }
+    assert_eq!(fs::read_to_string(dir.path().join("list.csv")).unwrap().lines().count(), 8, "nothing was written over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_import_says_how_to_go_on() {
+    let server = crate::harness::TestServer::start().await;
+    let mut command = dnc(&["import"]);
+    command.env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Killed(child);
+    let mut pipe = child.0.stdin.take().unwrap();
+    let lines: String = (0..50_000).map(|n| format!("m{n}@example.com\n")).collect();
+    std::io::Write::write_all(&mut pipe, lines.as_bytes()).unwrap();
+    until("some of it is stored", || async { server.count().await >= 20_000 }).await;
+    // The rest has not come yet, and the pipe stays open.
+    assert!(Command::new("kill").args(["-INT", &child.0.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.0.wait().unwrap().code(), Some(1));
+    let said = std::io::read_to_string(child.0.stderr.take().unwrap()).unwrap();
+    let stored = server.count().await;
+    assert!(said.contains(&format!("--skip-lines {stored} -")), "{said}");
+    drop(pipe);
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("list.txt");
+    fs::write(&file, &lines).unwrap();
+    let skipped = stored.to_string();
+    let mut rest = dnc(&["import", "--skip-lines", &skipped, file.to_str().unwrap()]);
+    let rest = run(rest.env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key));
+    let table = stdout(&rest);
+    assert!(table.contains(&format!("{}", 50_000 - stored).replace("000", ",000")) && server.count().await == 50_000, "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_whose_service_goes_away_says_what_is_stored() {
+    let server = crate::harness::TestServer::start().await;
+    let mut command = dnc(&["import", "-"]);
+    command.env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key);
+    let mut child = Killed(command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut pipe = child.0.stdin.take().unwrap();
+    let lines: String = (0..50_000).map(|n| format!("m{n}@example.com\n")).collect();
+    std::io::Write::write_all(&mut pipe, lines.as_bytes()).unwrap();
+    until("some of it is stored", || async { server.count().await >= 20_000 }).await;
+    server.store.revoke_key("key_1".parse().unwrap()).await.unwrap();
+    let refused = async || {
+        let call = crate::harness::with_key(dnc::proto::SummarizeEntriesRequest {}, &server.key);
+        server.client().await.summarize_entries(call).await.is_err()
+    };
+    until("the key is refused", refused).await;
+    let _ = std::io::Write::write_all(&mut pipe, lines.as_bytes());
+    drop(pipe);
+    assert_eq!(child.0.wait().unwrap().code(), Some(1));
+    let said = std::io::read_to_string(child.0.stderr.take().unwrap()).unwrap();
+    assert!(said.contains("revoked") && said.contains("import it again, what is stored is skipped"), "{said}");
+}
