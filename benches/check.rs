@@ -2,7 +2,7 @@
 //!
 //! The rounds of both sides take turns, so that a machine whose speed drifts slows both.
 
-#[allow(unreachable_pub, reason = "shared by several programs")]
+#[allow(unreachable_pub, dead_code, reason = "shared by several programs")]
 mod support;
 
 use std::{sync::Arc, time::Instant};

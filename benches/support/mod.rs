@@ -1,6 +1,15 @@
 //! What the benchmarks of the whole service share: a database of their own, and a service in front of it.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use anyhow::Context;
 
 use clap::Parser;
 use dnc::{
@@ -12,12 +21,13 @@ use dnc::{
     store::{KeyOwner, Store},
 };
 
-/// A durable private PostgreSQL with a migrated database, which is gone when this is.
+/// A durable private PostgreSQL with a database, which is gone when the last clone of this is.
+#[derive(Clone)]
 pub struct Database {
     // Dropped first, so that the server has stopped when its directory goes.
-    pub postgres: PrivatePostgres,
+    pub postgres: Arc<PrivatePostgres>,
     pub url: String,
-    _dir: tempfile::TempDir,
+    _dir: Arc<tempfile::TempDir>,
 }
 
 impl Database {
@@ -28,7 +38,7 @@ impl Database {
         let postgres = PrivatePostgres::start(options).await?;
         postgres.create_database("dnc", "template0").await?;
         let url = postgres.url("dnc");
-        Ok(Self { postgres, url, _dir: dir })
+        Ok(Self { postgres: Arc::new(postgres), url, _dir: Arc::new(dir) })
     }
 }
 
@@ -53,16 +63,95 @@ pub struct Service {
 impl Service {
     /// Migrates the database and serves it in this process, until the process ends.
     pub async fn start(database_url: &str) -> anyhow::Result<(Self, Store)> {
-        let options = options();
-        let store = server::store(database_url, &options.database)?;
-        store.migrate().await?;
-        let workspace = store.create_workspace("bench").await?;
-        let key = issue_key(&store, KeyOwner::Workspace(workspace), "", None).await?.reveal().to_owned();
-        let bound = Bound::service(store.clone(), &options).await?;
+        let (store, workspace, key) = tenant(database_url).await?;
+        let bound = Bound::service(store.clone(), &options()).await?;
         let grpc_url = bound.grpc_url();
         tokio::spawn(bound.run(std::future::pending(), std::future::pending()));
         Ok((Self { grpc_url, workspace, key }, store))
     }
+}
+
+/// Migrates a database, and makes a workspace with a key.
+pub async fn tenant(database_url: &str) -> anyhow::Result<(Store, WorkspaceId, String)> {
+    let store = server::store(database_url, &options().database)?;
+    store.migrate().await?;
+    let workspace = store.create_workspace("bench").await?;
+    let key = issue_key(&store, KeyOwner::Workspace(workspace), "", None).await?.reveal().to_owned();
+    Ok((store, workspace, key))
+}
+
+/// The program itself, serving in a process of its own until this is dropped.
+pub struct Served {
+    process: Child,
+    pub http_url: String,
+    pub grpc_url: String,
+    pub key: String,
+}
+
+impl Served {
+    /// Starts it with its defaults, on free ports and a migrated database.
+    pub async fn start(database_url: &str, key: String) -> anyhow::Result<Self> {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_dnc"))
+            .args(["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--log-format", "json"])
+            .env("DATABASE_URL", database_url)
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut log = BufReader::new(process.stderr.take().context("no log")?);
+        let mut line = String::new();
+        log.read_line(&mut line)?;
+        let serving: serde_json::Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        let url = |name: &str| serving[name].as_str().map(str::to_owned).with_context(|| line.clone());
+        let (http_url, grpc_url) = (url("http")?, url("grpc")?);
+        // What it logs must go somewhere, or it would wait.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Ok(Self { process, http_url, grpc_url, key })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Processor time of a process with its children, those that have ended included; none where there is no `/proc`.
+pub fn cpu_secs_of(pid: u32) -> Option<f64> {
+    // Linux counts it in hundredths for every program, whatever its own clock.
+    const TICKS_PER_SEC: f64 = 100.0;
+    let fields = |pid: u32| -> Option<Vec<u64>> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // What comes before is the name, which may have spaces in it.
+        Some(stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(|field| field.parse().unwrap_or_default()).collect())
+    };
+    // Of proc(5), counted from the parent's id: utime, stime, cutime, cstime.
+    let own = fields(pid)?;
+    let mut ticks: u64 = own[10..14].iter().sum();
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        if let Some(fields) = process.file_name().to_str().and_then(|name| fields(name.parse().ok()?))
+            && fields[0] == u64::from(pid)
+        {
+            ticks += fields[10] + fields[11];
+        }
+    }
+    Some(ticks as f64 / TICKS_PER_SEC)
+}
+
+/// The most memory a process has held at once since [`reset_peak_of`].
+pub fn peak_bytes_of(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+}
+
+/// Begins to look for the peak anew.
+pub fn reset_peak_of(pid: u32) {
+    // Where that is not allowed the peak is that of the process's whole life.
+    let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }
 
 /// The middle one of some measurements.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     domain::{Batch, Error, Reason, Tally, WorkspaceId},
     proto::{ImportEntriesRequest, ImportEntriesResponse},
-    store::{Answered, BatchCounts, Claim, ImportId, ImportIds, Rehearsal, Replay, Store},
+    store::{Answered, BatchCounts, Claim, End, ImportId, ImportIds, Rehearsal, Replay, Store},
 };
 
 /// The reason of entries without one, when the call has no default of its own.
@@ -59,7 +59,7 @@ pub(super) async fn run(
     let sink = if options.validate_only {
         Sink::Rehearse { store: store.clone(), rehearsal: None }
     } else {
-        Sink::Store { store: store.clone(), import: id, in_flight: JoinSet::new(), claim }
+        Sink::Store { store: store.clone(), import: id, in_flight: JoinSet::new(), claim, batches: 0 }
     };
     let mut import = Import { auth, principal, limits, default_reason, sink, tally: Tally::default(), failed_logged: 0 };
     match import.take_all(first, messages).await {
@@ -155,7 +155,7 @@ struct Import<'a> {
 /// Where batches go.
 enum Sink {
     /// Into the table, several at once. Each task answers how many entries its batch received and how many of them were new.
-    Store { store: Store, import: ImportId, in_flight: JoinSet<Result<(u64, u64), Error>>, claim: Option<Claimed> },
+    Store { store: Store, import: ImportId, in_flight: JoinSet<Result<(u64, u64), Error>>, claim: Option<Claimed>, batches: u64 },
     /// Nowhere: one batch after the other is only looked up. The session for it is opened when a second batch turns out to be needed.
     Rehearse { store: Store, rehearsal: Option<Rehearsal> },
 }
@@ -188,35 +188,39 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Brings a batch on its way, and waits while too many are. The last one goes alone, after all the others are stored.
+    /// Brings a batch on its way, and waits while too many are. A batch that is the whole import ends it in its own transaction, so that
+    /// everything of it is there or nothing; a longer import is ended after all its batches are stored.
     async fn send(&mut self, batch: Batch, is_last: bool) -> Result<(), Error> {
         // A stream can outlive its key.
         self.auth.recheck(&self.principal).await?;
         let received = batch.len() as u64;
         let Principal { workspace, key, .. } = self.principal;
         match &mut self.sink {
-            Sink::Store { store, import, in_flight, claim } => {
-                let in_flight_max = if is_last { 1 } else { self.limits.batches_in_flight_max };
-                while in_flight.len() >= in_flight_max {
+            Sink::Store { store, import, in_flight, claim, batches } => {
+                while in_flight.len() >= self.limits.batches_in_flight_max {
                     collect_one(in_flight, &mut self.tally).await?;
                 }
                 let ids = ImportIds { workspace, key, import: *import };
-                let answers = claim
-                    .as_ref()
-                    .filter(|_| is_last)
-                    .map(|claim| Answered { request_id: claim.request_id.clone(), errors: convert::errors_to_keep(&self.tally) });
-                let counts = BatchCounts { received, failed: self.tally.failed - self.failed_logged, finishes: is_last, answers };
-                self.failed_logged = self.tally.failed;
-                let store = store.clone();
-                let insert = async move {
-                    let imported = if batch.is_empty() {
-                        store.finish_import(ids, &counts).await.map(|()| 0)
-                    } else {
-                        store.insert_batch(ids, batch.into_sorted(), &counts).await
+                let failed = self.tally.failed - std::mem::replace(&mut self.failed_logged, self.tally.failed);
+                let end = is_last.then(|| End {
+                    answers: claim.as_ref().map(|claim| Answered {
+                        request_id: claim.request_id.clone(),
+                        errors: convert::errors_to_keep(&self.tally),
+                    }),
+                });
+                let is_whole = is_last && *batches == 0 && !batch.is_empty();
+                *batches += 1;
+                let (now, later) = if is_whole { (end, None) } else { (None, end) };
+                // Of an empty batch only its refused entries are left to be logged.
+                let failed_later = if batch.is_empty() { failed } else { 0 };
+                if !batch.is_empty() {
+                    let (store, counts) = (store.clone(), BatchCounts { received, failed, end: now });
+                    let insert = async move {
+                        let imported = store.insert_batch(ids, batch.into_sorted(), &counts).await?;
+                        Ok((received, imported))
                     };
-                    imported.map(|imported| (received, imported))
-                };
-                in_flight.spawn(insert.in_current_span());
+                    in_flight.spawn(insert.in_current_span());
+                }
                 // Takes what is done already, so that an error ends the import early.
                 while let Some(done) = in_flight.try_join_next() {
                     collect(done, &mut self.tally)?;
@@ -225,6 +229,9 @@ impl Import<'_> {
                     while !in_flight.is_empty() {
                         collect_one(in_flight, &mut self.tally).await?;
                     }
+                }
+                if let Some(end) = later {
+                    store.end_import(ids, failed_later, end).await?;
                 }
             }
             Sink::Rehearse { store, rehearsal } => {

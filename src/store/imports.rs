@@ -33,15 +33,20 @@ pub struct ImportIds {
 }
 
 /// What one batch adds to its import's row.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct BatchCounts {
     /// Entries in the batch, repeats included.
     pub received: u64,
     /// Entries refused since the batch before.
     pub failed: u64,
-    /// True for the last batch of an import.
-    pub finishes: bool,
-    /// With the last batch: the request id that this import answers from now on.
+    /// With a batch that is the whole import.
+    pub end: Option<End>,
+}
+
+/// The end of an import that succeeded.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// The request id that this import answers from now on.
     pub answers: Option<Answered>,
 }
 
@@ -61,14 +66,14 @@ pub(super) async fn add(connection: &mut PgConnection, ids: ImportIds, counts: &
         "INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
          VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END, $5, $6, $7)
          ON CONFLICT (workspace_id, id) DO UPDATE SET
-             finished_at = excluded.finished_at,
+             finished_at = COALESCE(excluded.finished_at, imports.finished_at),
              imported = imports.imported + excluded.imported,
              skipped = imports.skipped + excluded.skipped,
              failed = imports.failed + excluded.failed",
         ids.workspace.0,
         ids.import.0,
         ids.key.0,
-        counts.finishes,
+        counts.end.is_some(),
         imported.cast_signed(),
         counts.received.saturating_sub(imported).cast_signed(),
         counts.failed.cast_signed(),
@@ -76,7 +81,7 @@ pub(super) async fn add(connection: &mut PgConnection, ids: ImportIds, counts: &
     .execute(&mut *connection)
     .await
     .map_err(from_sqlx)?;
-    let Some(answered) = &counts.answers else { return Ok(()) };
+    let Some(answered) = counts.end.as_ref().and_then(|end| end.answers.as_ref()) else { return Ok(()) };
     let finished = query!(
         "UPDATE import_requests SET finished_at = now(), errors = $4
          WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
@@ -215,13 +220,14 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the end of an import whose last batch has no entries to store.
+    /// Writes the end of an import of several batches, or of none, after all of them are stored. `failed` entries were refused since the last.
     ///
     /// # Errors
-    /// As [`Store::insert_batch`].
-    pub async fn finish_import(&self, ids: ImportIds, counts: &BatchCounts) -> Result<(), Error> {
+    /// As [`Store::insert_batch`]. The entries stay all the same.
+    pub async fn end_import(&self, ids: ImportIds, failed: u64, end: End) -> Result<(), Error> {
         let mut transaction = self.begin().await.map_err(from_sqlx)?;
-        add(&mut transaction, ids, counts, 0).await?;
+        let counts = BatchCounts { received: 0, failed, end: Some(end) };
+        add(&mut transaction, ids, &counts, 0).await?;
         transaction.commit().await.map_err(from_sqlx)
     }
 }

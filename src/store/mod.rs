@@ -23,7 +23,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 pub use deletions::Deletion;
 pub use entries::Rehearsal;
-pub use imports::{Answered, BatchCounts, Claim, ImportId, ImportIds, Replay};
+pub use imports::{Answered, BatchCounts, Claim, End, ImportId, ImportIds, Replay};
 pub use keys::{Caller, KeyOwner, KeyRow};
 pub use lists::{EntryRow, ReasonCount};
 pub use tenants::{UserRow, WorkspaceRow};
