@@ -15,7 +15,7 @@ use http::uri::PathAndQuery;
 use prost::Message;
 use serde_json::json;
 use sqlx::{PgPool, postgres::PgPoolOptions};
-use support::{Database, Served, cpu_secs_of, peak_bytes_of, reset_peak_of};
+use support::{Database, Served, cpu_secs_of, own_cpu_secs, peak_bytes_of, reset_peak_of};
 use tokio::task::JoinSet;
 use tokio_util::bytes::{BufMut, Bytes};
 use tonic::{
@@ -36,7 +36,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 #[derive(Parser)]
 struct Options {
     /// Entries of one measurement
-    #[arg(long, default_value_t = 400_000)]
+    #[arg(long, default_value_t = 1_000_000)]
     entries: u64,
     /// Rows that are there already for the measurements on top of a large list
     #[arg(long, default_value_t = 5_000_000)]
@@ -50,9 +50,9 @@ struct Options {
     /// Single posts of 10,000 whose times are compared
     #[arg(long, default_value_t = 60)]
     posts: u64,
-    /// Only the ways with this text in their names
-    #[arg(long, default_value = "")]
-    only: String,
+    /// Only ways with this text in their names; may be given several times
+    #[arg(long)]
+    only: Vec<String>,
     /// Where the results go as JSON
     #[arg(long, default_value = "target/import-bench.json")]
     json: PathBuf,
@@ -132,6 +132,8 @@ struct Measured {
     secs: f64,
     database_cpu_secs: Option<f64>,
     server_cpu_secs: Option<f64>,
+    /// Of this program, which sends.
+    sender_cpu_secs: Option<f64>,
     server_peak_bytes: Option<u64>,
 }
 
@@ -232,10 +234,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
     if bench.psql.is_none() {
         eprintln!("SKIPPED: there is no psql on this machine, so the administrator's way is not measured");
     }
-    let ways: Vec<Way> = Way::ALL
-        .into_iter()
-        .filter(|way| way.name().contains(&options.only) && (*way != Way::Psql || bench.psql.is_some()))
-        .collect();
+    let is_wanted = |way: &Way| options.only.is_empty() || options.only.iter().any(|text| way.name().contains(text));
+    let ways: Vec<Way> = Way::ALL.into_iter().filter(is_wanted).filter(|way| *way != Way::Psql || bench.psql.is_some()).collect();
     // Opens the service's connections and fills everybody's caches, as at any server that has run for a while.
     bench.measure(Way::Grpc { streams: 4 }, 0..100_000).await?;
     bench.measure(Way::Bare { batch: POST_ENTRIES, connections: 4 }, 100_000..200_000).await?;
@@ -314,6 +314,7 @@ impl Bench {
         let postmaster = self.database.postgres.pid()?;
         reset_peak_of(self.server.pid());
         let (database, server) = (cpu_secs_of(postmaster), cpu_secs_of(self.server.pid()));
+        let sender = own_cpu_secs();
         let started = Instant::now();
         work.await.with_context(|| way.name())?;
         let secs = started.elapsed().as_secs_f64();
@@ -322,6 +323,7 @@ impl Bench {
             secs,
             database_cpu_secs: spent(database, cpu_secs_of(postmaster)),
             server_cpu_secs: spent(server, cpu_secs_of(self.server.pid())).filter(|_| way.is_service()),
+            sender_cpu_secs: spent(sender, own_cpu_secs()),
             server_peak_bytes: peak_bytes_of(self.server.pid()).filter(|_| way.is_service()),
         })
     }
@@ -540,8 +542,8 @@ fn report(
     let text = |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
 
     println!(
-        "{:<32}{:>11}{:>11}{:>11}{:>13}{:>13}{:>10}",
-        "entries a second", "fresh", "present", "on top", "database us", "service us", "peak MiB"
+        "{:<32}{:>11}{:>11}{:>11}{:>13}{:>13}{:>11}{:>10}",
+        "entries a second", "fresh", "present", "on top", "database us", "service us", "sender us", "peak MiB"
     );
     let mut rows = Vec::new();
     for way in Way::ALL {
@@ -549,13 +551,14 @@ fn report(
         let peaks = results.iter().filter(|((of, _), _)| *of == way).flat_map(|(_, all)| all).filter_map(|m| m.server_peak_bytes);
         let peak = peaks.max().map(|bytes| bytes as f64 / f64::from(1 << 20));
         println!(
-            "{:<32}{:>11}{:>11}{:>11}{:>13}{:>13}{:>10}",
+            "{:<32}{:>11}{:>11}{:>11}{:>13}{:>13}{:>11}{:>10}",
             way.name(),
             text(rate(way, "fresh"), 0),
             text(rate(way, "present"), 0),
             text(rate(way, "on top"), 0),
             text(per_entry(fresh.database_cpu_secs), 2),
             text(per_entry(fresh.server_cpu_secs), 2),
+            text(per_entry(fresh.sender_cpu_secs), 2),
             text(peak, 0)
         );
         let states: serde_json::Map<_, _> = ["fresh", "present", "on top"]
@@ -568,6 +571,7 @@ fn report(
                     "entries_per_sec": entries(state) as f64 / measured.secs,
                     "database_cpu_secs": measured.database_cpu_secs,
                     "server_cpu_secs": measured.server_cpu_secs,
+                    "sender_cpu_secs": measured.sender_cpu_secs,
                     "server_peak_bytes": measured.server_peak_bytes,
                 });
                 Some((state.to_owned(), value))

@@ -121,24 +121,34 @@ impl Drop for Served {
 
 /// Processor time of a process with its children, those that have ended included; none where there is no `/proc`.
 pub fn cpu_secs_of(pid: u32) -> Option<f64> {
-    // Linux counts it in hundredths for every program, whatever its own clock.
-    const TICKS_PER_SEC: f64 = 100.0;
-    let fields = |pid: u32| -> Option<Vec<u64>> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // What comes before is the name, which may have spaces in it.
-        Some(stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(|field| field.parse().unwrap_or_default()).collect())
-    };
-    // Of proc(5), counted from the parent's id: utime, stime, cutime, cstime.
-    let own = fields(pid)?;
-    let mut ticks: u64 = own[10..14].iter().sum();
+    let mut ticks: u64 = stat(pid)?[UTIME..UTIME + 4].iter().sum();
     for process in fs::read_dir("/proc").ok()?.flatten() {
-        if let Some(fields) = process.file_name().to_str().and_then(|name| fields(name.parse().ok()?))
+        if let Some(fields) = process.file_name().to_str().and_then(|name| stat(name.parse().ok()?))
             && fields[0] == u64::from(pid)
         {
-            ticks += fields[10] + fields[11];
+            ticks += fields[UTIME] + fields[UTIME + 1];
         }
     }
     Some(ticks as f64 / TICKS_PER_SEC)
+}
+
+/// Processor time of this process alone.
+pub fn own_cpu_secs() -> Option<f64> {
+    let fields = stat(std::process::id())?;
+    Some((fields[UTIME] + fields[UTIME + 1]) as f64 / TICKS_PER_SEC)
+}
+
+/// Linux counts processor time in hundredths for every program, whatever its own clock.
+const TICKS_PER_SEC: f64 = 100.0;
+
+/// The place of a process's own time in [`stat`]; the kernel's for it, and both of children that have ended, come after.
+const UTIME: usize = 10;
+
+/// The numbers of proc(5) from the parent's id on.
+fn stat(pid: u32) -> Option<Vec<u64>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // What comes before is the name, which may have spaces in it.
+    Some(stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(|field| field.parse().unwrap_or_default()).collect())
 }
 
 /// The most memory a process has held at once since [`reset_peak_of`].

@@ -100,11 +100,6 @@ impl Address {
         &self.0
     }
 
-    /// The canonical text.
-    pub fn into_string(self) -> String {
-        self.0
-    }
-
     /// What the address names.
     pub fn kind(&self) -> Kind {
         if self.0.contains('@') { Kind::Email } else { Kind::Domain }
@@ -315,7 +310,7 @@ mod tests {
     use super::*;
 
     fn email(text: &str) -> Result<String, Failure> {
-        Address::parse(Kind::Email, text.to_owned()).map(Address::into_string)
+        Address::parse(Kind::Email, text.to_owned()).map(|address| address.as_str().to_owned())
     }
 
     #[test]

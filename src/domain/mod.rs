@@ -12,7 +12,7 @@ mod key;
 mod page;
 
 pub use address::{Address, Kind};
-pub use batch::{BATCH_ENTRIES_MIN, Batch, Tally};
+pub use batch::{BATCH_ENTRIES_MIN, Batch, Sorted, Tally};
 pub use entry::{Entry, Reason};
 pub use error::Error;
 pub use failure::Failure;

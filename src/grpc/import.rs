@@ -174,7 +174,7 @@ impl Import<'_> {
                             let full = std::mem::replace(&mut batch, Batch::new(self.limits.batch_entries_max));
                             self.send(full, false).await?;
                         }
-                        batch.push(entry);
+                        batch.push(&entry);
                     }
                     Err(failure) => self.tally.refused(index, failure),
                 }
@@ -216,7 +216,7 @@ impl Import<'_> {
                 if !batch.is_empty() {
                     let (store, counts) = (store.clone(), BatchCounts { received, failed, end: now });
                     let insert = async move {
-                        let imported = store.insert_batch(ids, batch.into_sorted(), &counts).await?;
+                        let imported = store.insert_batch(ids, &batch.into_sorted(), &counts).await?;
                         Ok((received, imported))
                     };
                     in_flight.spawn(insert.in_current_span());
@@ -235,7 +235,7 @@ impl Import<'_> {
                 }
             }
             Sink::Rehearse { store, rehearsal } => {
-                let entries = batch.into_sorted();
+                let entries = &batch.into_sorted();
                 let new = match rehearsal {
                     None if is_last => store.count_new(workspace, entries).await?,
                     None => rehearsal.insert(store.rehearse().await?).count_new(workspace, entries).await?,

@@ -4,36 +4,34 @@ use sqlx::{pool::PoolConnection, postgres::Postgres, query, query_scalar};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{BatchCounts, ImportIds, Store, counts, error::from_sqlx, imports};
-use crate::domain::{Entry, Error, WorkspaceId};
+use crate::domain::{Error, Sorted, WorkspaceId};
 
 impl Store {
     /// Stores one batch in one transaction, together with its line in the import log, and says how many entries were new. When it
     /// returns, they are durable.
     ///
-    /// `entries` must be sorted by address and without repeats, as [`crate::domain::Batch::into_sorted`] leaves them. Rows that exist stay as they are.
+    /// Rows that exist stay as they are.
     /// Waits while too many other imports are at the database.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`]: nothing of the batch is stored, or (if only the answer was lost) all of it.
     /// [`Error::Unavailable`] also when the request id that a last batch answers belongs to another import by now; nothing of the batch is stored then.
-    pub async fn insert_batch(&self, ids: ImportIds, entries: Vec<Entry>, counts: &BatchCounts) -> Result<u64, Error> {
+    pub async fn insert_batch(&self, ids: ImportIds, entries: &Sorted, counts: &BatchCounts) -> Result<u64, Error> {
         let _slot = self.import_slots.acquire().await.map_err(Error::internal)?;
-        let (addresses, reasons): (Vec<String>, Vec<String>) =
-            entries.into_iter().map(|entry| (entry.address.into_string(), entry.reason.into_string())).unzip();
-        insert_batch(self, ids, &addresses, &reasons, counts).await
+        insert_batch(self, ids, &entries.addresses(), &entries.reasons(), counts).await
     }
 
     /// Says how many of a batch's entries would be new, and stores nothing. For an import that is a single batch.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
-    pub async fn count_new(&self, workspace: WorkspaceId, entries: Vec<Entry>) -> Result<u64, Error> {
-        let addresses: Vec<String> = entries.into_iter().map(|entry| entry.address.into_string()).collect();
+    pub async fn count_new(&self, workspace: WorkspaceId, entries: &Sorted) -> Result<u64, Error> {
+        let addresses = entries.addresses();
         let present = query_scalar!(
             r#"SELECT count(*) AS "count!" FROM UNNEST($2::text[]) AS new (address)
                JOIN entries ON entries.workspace_id = $1 AND entries.address = new.address COLLATE "C""#,
             workspace.0,
-            &addresses,
+            &addresses as &[&str],
         )
         .fetch_one(&self.pool)
         .await
@@ -70,8 +68,8 @@ impl Rehearsal {
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
-    pub async fn count_new(&mut self, workspace: WorkspaceId, entries: Vec<Entry>) -> Result<u64, Error> {
-        let addresses: Vec<String> = entries.into_iter().map(|entry| entry.address.into_string()).collect();
+    pub async fn count_new(&mut self, workspace: WorkspaceId, entries: &Sorted) -> Result<u64, Error> {
+        let addresses = entries.addresses();
         // Not a checked query: the table exists in this session alone.
         let count: i64 = sqlx::query_scalar(
             "WITH unseen AS (
@@ -92,8 +90,8 @@ impl Rehearsal {
 async fn insert_batch(
     store: &Store,
     ids: ImportIds,
-    addresses: &[String],
-    reasons: &[String],
+    addresses: &[&str],
+    reasons: &[&str],
     batch: &BatchCounts,
 ) -> Result<u64, Error> {
     let mut transaction = store.begin().await.map_err(from_sqlx)?;
@@ -104,8 +102,8 @@ async fn insert_batch(
          ON CONFLICT DO NOTHING",
         ids.workspace.0,
         ids.key.0,
-        addresses,
-        reasons,
+        addresses as &[&str],
+        reasons as &[&str],
     )
     .execute(&mut *transaction)
     .await
