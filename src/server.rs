@@ -43,6 +43,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
+/// The largest frame that a client may send; eight times HTTP/2's default, since each one has its price.
+const FRAME_BYTES: u32 = 128 << 10;
+
 /// The store as a server uses it.
 ///
 /// # Errors
@@ -120,6 +123,7 @@ impl Bound {
         let mut server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)));
         if let Some((cert, key)) = tls_files(&options.http.tls)? {
