@@ -1,7 +1,8 @@
 //! How fast entries get into the list, beside the database's own limit, in one run: the ratios are what counts, the figures move with the machine.
 //!
 //! The service runs in a process of its own, so that its processor time and memory are its own; what clients send is made before the clock
-//! starts, since a sender's work is done elsewhere as a rule. The ways take turns over several rounds, and the middle one counts.
+//! starts, since a sender's work is done elsewhere as a rule. Each way is measured right beside what it is compared with, in both orders by turns: machines
+//! drift, and a ratio of two figures taken minutes apart says little. Of several rounds the middle one counts.
 
 #[allow(unreachable_pub, dead_code, reason = "shared by several programs")]
 mod support;
@@ -15,7 +16,7 @@ use http::uri::PathAndQuery;
 use prost::Message;
 use serde_json::json;
 use sqlx::{PgPool, postgres::PgPoolOptions};
-use support::{Database, Served, cpu_secs_of, own_cpu_secs, peak_bytes_of, reset_peak_of};
+use support::{Database, Served, cpu_secs_of, median, own_cpu_secs, peak_bytes_of, reset_peak_of};
 use tokio::task::JoinSet;
 use tokio_util::bytes::{BufMut, Bytes};
 use tonic::{
@@ -31,12 +32,14 @@ const STATEMENT: &str = "INSERT INTO entries (workspace_id, added_by, address, r
      ON CONFLICT DO NOTHING";
 const MESSAGE_ENTRIES: u64 = 2_000;
 const POST_ENTRIES: u64 = 10_000;
+/// The part of a measurement's entries that is measured on top of a large list.
+const ON_TOP_SHARE: u64 = 3;
 const CHUNK_BYTES: usize = 64 << 10;
 
 #[derive(Parser)]
 struct Options {
     /// Entries of one measurement
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 600_000)]
     entries: u64,
     /// Rows that are there already for the measurements on top of a large list
     #[arg(long, default_value_t = 5_000_000)]
@@ -84,6 +87,19 @@ enum Way {
 }
 
 impl Way {
+    /// What is compared with what.
+    const PAIRS: [(Self, Self); 9] = [
+        (Self::Grpc { streams: 1 }, Self::Bare { batch: BATCH, connections: 4 }),
+        (Self::Grpc { streams: 4 }, Self::Bare { batch: BATCH, connections: 4 }),
+        (Self::Json { posts: 4 }, Self::Bare { batch: POST_ENTRIES, connections: 4 }),
+        (Self::Json { posts: 1 }, Self::Bare { batch: POST_ENTRIES, connections: 1 }),
+        (Self::Ndjson, Self::Bare { batch: BATCH, connections: 4 }),
+        (Self::Csv, Self::Bare { batch: BATCH, connections: 4 }),
+        (Self::Grpc { streams: 1 }, Self::Psql),
+        (Self::Psql, Self::Bare { batch: BATCH, connections: 1 }),
+        (Self::Copy, Self::Bare { batch: BATCH, connections: 1 }),
+    ];
+
     const ALL: [Self; 12] = [
         Self::Bare { batch: BATCH, connections: 1 },
         Self::Bare { batch: BATCH, connections: 4 },
@@ -235,19 +251,27 @@ async fn run(options: Options) -> anyhow::Result<()> {
         eprintln!("SKIPPED: there is no psql on this machine, so the administrator's way is not measured");
     }
     let is_wanted = |way: &Way| options.only.is_empty() || options.only.iter().any(|text| way.name().contains(text));
-    let ways: Vec<Way> = Way::ALL.into_iter().filter(is_wanted).filter(|way| *way != Way::Psql || bench.psql.is_some()).collect();
+    let is_possible = |way: &Way| *way != Way::Psql || bench.psql.is_some();
+    let pairs: Vec<(Way, Way)> = Way::PAIRS
+        .into_iter()
+        .filter(|(ours, theirs)| (is_wanted(ours) || is_wanted(theirs)) && is_possible(ours) && is_possible(theirs))
+        .collect();
     // Opens the service's connections and fills everybody's caches, as at any server that has run for a while.
     bench.measure(Way::Grpc { streams: 4 }, 0..100_000).await?;
     bench.measure(Way::Bare { batch: POST_ENTRIES, connections: 4 }, 100_000..200_000).await?;
 
-    let mut results: BTreeMap<(Way, &str), Vec<Measured>> = BTreeMap::new();
+    let mut results = Results::new();
     for round in 0..options.rounds {
         eprintln!("round {} of {}: fresh and present entries", round + 1, options.rounds);
-        for way in turn(&ways, round) {
-            bench.empty().await?;
-            results.entry((way, "fresh")).or_default().push(bench.measure(way, 0..options.entries).await?);
-            if way != Way::Copy {
-                results.entry((way, "present")).or_default().push(bench.measure(way, 0..options.entries).await?);
+        for pair in &pairs {
+            for way in in_turn(*pair, round) {
+                bench.empty().await?;
+                let measured = bench.measure(way, 0..options.entries).await?;
+                results.entry((*pair, "fresh")).or_default().push((way, measured));
+                if way != Way::Copy {
+                    let measured = bench.measure(way, 0..options.entries).await?;
+                    results.entry((*pair, "present")).or_default().push((way, measured));
+                }
             }
         }
     }
@@ -260,13 +284,18 @@ async fn run(options: Options) -> anyhow::Result<()> {
     bench.measure(Way::Bare { batch: 100_000, connections: 4 }, 0..options.rows_below).await?;
     sqlx::query("VACUUM ANALYZE entries").execute(&bench.pool).await?;
     let mut next = options.rows_below;
-    for round in 0..options.rounds {
-        for way in turn(&ways, round) {
-            let numbers = next..next + options.entries / 2;
-            next = numbers.end;
-            results.entry((way, "on top")).or_default().push(bench.measure(way, numbers).await?);
+    // The list grows by what is measured, so there are fewer and smaller turns; the two of a pair meet a list of the same size.
+    for round in 0..options.rounds.min(2) {
+        for pair in &pairs {
+            for way in in_turn(*pair, round) {
+                let numbers = next..next + options.entries / ON_TOP_SHARE;
+                next = numbers.end;
+                let measured = bench.measure(way, numbers).await?;
+                results.entry((*pair, "on top")).or_default().push((way, measured));
+            }
         }
     }
+    eprintln!("the list has {next} rows at the end of that");
 
     let mut long = BTreeMap::new();
     if options.long_stream_entries > 0 {
@@ -280,18 +309,15 @@ async fn run(options: Options) -> anyhow::Result<()> {
     report(&options, &results, &posts, &long)
 }
 
-/// The ways in another order each round, so that none always comes after the same other one.
-fn turn(ways: &[Way], round: usize) -> Vec<Way> {
-    let mut ways = ways.to_vec();
-    let first = round * 5 % ways.len();
-    ways.rotate_left(first);
-    if round % 2 == 1 {
-        ways.reverse();
-    }
-    ways
+/// What was measured for a pair of ways, in one state of the list.
+type Results = BTreeMap<((Way, Way), &'static str), Vec<(Way, Measured)>>;
+
+/// A pair in the order of this round.
+fn in_turn((ours, theirs): (Way, Way), round: usize) -> [Way; 2] {
+    if round.is_multiple_of(2) { [theirs, ours] } else { [ours, theirs] }
 }
 
-/// `psql`, from the search path or from where Debian puts it.
+/// `psql`, if it is on the search path.
 fn psql() -> Option<PathBuf> {
     let found = std::process::Command::new("psql").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     found.ok().filter(std::process::ExitStatus::success).map(|_| PathBuf::from("psql"))
@@ -525,18 +551,17 @@ impl Encoder for Encoded {
     }
 }
 
-fn report(
-    options: &Options,
-    results: &BTreeMap<(Way, &str), Vec<Measured>>,
-    posts: &[Vec<f64>; 2],
-    long: &BTreeMap<Way, Measured>,
-) -> anyhow::Result<()> {
+fn report(options: &Options, results: &Results, posts: &[Vec<f64>; 2], long: &BTreeMap<Way, Measured>) -> anyhow::Result<()> {
+    let all_of = |way: Way, state: &str| -> Vec<Measured> {
+        let of_state = results.iter().filter(|((_, of), _)| *of == state).flat_map(|(_, all)| all);
+        of_state.filter(|(of, _)| *of == way).map(|(_, measured)| *measured).collect()
+    };
     let middle = |way: Way, state: &'static str| -> Option<Measured> {
-        let mut all = results.get(&(way, state))?.clone();
+        let mut all = all_of(way, state);
         all.sort_by(|a, b| a.secs.total_cmp(&b.secs));
         all.get(all.len() / 2).copied()
     };
-    let entries = |state: &str| if state == "on top" { options.entries / 2 } else { options.entries };
+    let entries = |state: &str| if state == "on top" { options.entries / ON_TOP_SHARE } else { options.entries };
     let rate = |way: Way, state: &'static str| middle(way, state).map(|measured| entries(state) as f64 / measured.secs);
     let per_entry = |secs: Option<f64>| secs.map(|secs| secs / options.entries as f64 * 1e6);
     let text = |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
@@ -548,7 +573,8 @@ fn report(
     let mut rows = Vec::new();
     for way in Way::ALL {
         let Some(fresh) = middle(way, "fresh") else { continue };
-        let peaks = results.iter().filter(|((of, _), _)| *of == way).flat_map(|(_, all)| all).filter_map(|m| m.server_peak_bytes);
+        let states = ["fresh", "present", "on top"];
+        let peaks = states.iter().flat_map(|state| all_of(way, state)).filter_map(|measured| measured.server_peak_bytes);
         let peak = peaks.max().map(|bytes| bytes as f64 / f64::from(1 << 20));
         println!(
             "{:<32}{:>11}{:>11}{:>11}{:>13}{:>13}{:>11}{:>10}",
@@ -581,7 +607,15 @@ fn report(
     }
     println!("(microseconds of processor time an entry, of fresh ones)\n");
 
-    let ratio = |ours: Way, theirs: Way, state: &'static str| Some(rate(ours, state)? / rate(theirs, state)?);
+    // Of each round the ratio of the two that were measured side by side, and of these the middle one.
+    let ratio = |ours: Way, theirs: Way, state: &'static str| {
+        let rounds = results.get(&((ours, theirs), state))?.chunks_exact(2);
+        let ratios = rounds.map(|round| {
+            let secs = |way| round.iter().find(|(of, _)| *of == way).map_or(f64::NAN, |(_, measured)| measured.secs);
+            secs(theirs) / secs(ours)
+        });
+        Some(median(ratios.collect()))
+    };
     let bare = |batch, connections| Way::Bare { batch, connections };
     let grpc = Way::Grpc { streams: 1 };
     let quantile = |side: usize, part: f64| posts[side].get((posts[side].len() as f64 * part) as usize).copied();

@@ -12,8 +12,8 @@ LOCK TABLE entries IN SHARE MODE;
 INSERT INTO entry_counts (workspace_id, part, entries)
 SELECT workspace_id, 0, count(*) FROM entries GROUP BY workspace_id;
 
--- When the import of a request id succeeded; set in the transaction of its last batch, and only by the import that still has the claim. One that lost
--- it, because its server could not renew the lease, stores nothing more there and does not succeed.
+-- When the import of a request id succeeded; set in the transaction that ends it, and only by the import that still has the claim. One that lost
+-- it, because its server could not renew the lease, does not succeed.
 ALTER TABLE import_requests ADD COLUMN finished_at timestamptz;
 UPDATE import_requests SET finished_at = imports.finished_at
 FROM imports WHERE imports.workspace_id = import_requests.workspace_id AND imports.id = import_requests.import_id;

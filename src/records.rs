@@ -53,9 +53,56 @@ pub struct Csv {
     ends_len: usize,
     is_too_long: bool,
     is_in_record: bool,
-    /// The line that the next octet stands on.
-    line: u64,
+    quotes: Quotes,
+    line: LineCount,
     first_line: u64,
+}
+
+/// The line that the next octet stands on, with line breaks of every kind.
+struct LineCount {
+    line: u64,
+    is_after_cr: bool,
+}
+
+/// Whether the next octet stands in a quoted cell.
+struct Quotes {
+    delimiter: u8,
+    is_open: bool,
+    /// True where a quote opens a cell: at its start, and behind a quote that closed one, which makes the two stand for one.
+    may_open: bool,
+}
+
+impl Quotes {
+    fn begin(&mut self) {
+        (self.is_open, self.may_open) = (false, true);
+    }
+
+    fn add(&mut self, octets: &[u8]) {
+        if !self.is_open && !octets.contains(&b'"') {
+            self.may_open = octets.last().map_or(self.may_open, |last| *last == self.delimiter);
+            return;
+        }
+        for byte in octets {
+            let is_quote = *byte == b'"';
+            let was_open = self.is_open;
+            self.is_open = if was_open { !is_quote } else { is_quote && self.may_open };
+            self.may_open = (was_open && is_quote) || (!was_open && *byte == self.delimiter);
+        }
+    }
+}
+
+impl LineCount {
+    fn add(&mut self, octets: &[u8]) {
+        if !self.is_after_cr && !octets.contains(&b'\r') {
+            self.line += octets.iter().filter(|byte| **byte == b'\n').count() as u64;
+            return;
+        }
+        for byte in octets {
+            // CR, LF, or both together.
+            self.line += u64::from(*byte == b'\r' || (*byte == b'\n' && !self.is_after_cr));
+            self.is_after_cr = *byte == b'\r';
+        }
+    }
 }
 
 impl Csv {
@@ -69,7 +116,8 @@ impl Csv {
             ends_len: 0,
             is_too_long: false,
             is_in_record: false,
-            line: 1,
+            quotes: Quotes { delimiter, is_open: false, may_open: true },
+            line: LineCount { line: 1, is_after_cr: false },
             first_line: 1,
         }
     }
@@ -86,9 +134,9 @@ impl Csv {
         loop {
             if !self.is_in_record {
                 let content = chunk.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(chunk.len());
-                self.line += newlines(&chunk[..content]);
+                self.line.add(&chunk[..content]);
                 chunk = &chunk[content..];
-                self.first_line = self.line;
+                self.first_line = self.line.line;
             }
             if chunk.is_empty() {
                 return Ok(());
@@ -117,7 +165,8 @@ impl Csv {
     ) -> Result<&'c [u8], E> {
         let (octets, ends) = (&mut self.octets[self.octets_len..], &mut self.ends[self.ends_len..]);
         let (result, taken, written, ended) = self.parser.read_record(chunk, octets, ends);
-        self.line += newlines(&chunk[..taken]);
+        self.line.add(&chunk[..taken]);
+        self.quotes.add(&chunk[..taken]);
         self.octets_len += written;
         self.ends_len += ended;
         self.is_in_record = true;
@@ -139,6 +188,7 @@ impl Csv {
                 };
                 take(record)?;
                 (self.octets_len, self.ends_len, self.is_in_record) = (0, 0, false);
+                self.quotes.begin();
             }
             ReadRecordResult::End => self.is_in_record = false,
         }
@@ -146,13 +196,10 @@ impl Csv {
     }
 
     fn require_closed(&self) -> Result<(), Unclosed> {
-        // A cell with a line break in it that reaches the limit, or the end of the file, has most likely lost its closing quote.
-        if self.octets[..self.octets_len].contains(&b'\n') { Err(Unclosed { line: self.first_line }) } else { Ok(()) }
+        // A cell that took in no other line is told as it is.
+        let has_line_break = self.octets[..self.octets_len].iter().any(|byte| matches!(byte, b'\r' | b'\n'));
+        if self.quotes.is_open && has_line_break { Err(Unclosed { line: self.first_line }) } else { Ok(()) }
     }
-}
-
-fn newlines(octets: &[u8]) -> u64 {
-    octets.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 /// Cuts octets into lines.
@@ -224,14 +271,14 @@ mod tests {
 
     #[test]
     fn records_know_their_line_in_any_pieces_and_with_any_line_breaks() {
-        let unix = "a,b\n\n\n\"two\nlines\",c\nlast,\"\"";
-        let windows = unix.replace('\n', "\r\n");
-        for size in [1, 2, 3, 5, 100] {
-            for text in [unix, &windows, &format!("{windows}\r\n\r\n")] {
-                let seen = records(text, size).expect("closed");
-                let inner = if text == unix { "two\nlines" } else { "two\r\nlines" };
-                let expected = [(1, ["a", "b"]), (4, [inner, "c"]), (6, ["last", ""])];
-                assert_eq!(seen, expected.map(|(line, cells)| (line, cells.map(str::to_owned).to_vec())), "in pieces of {size}");
+        for line_break in ["\n", "\r\n", "\r"] {
+            for (size, end) in [(1, ""), (2, "\n"), (3, ""), (5, "\n\n"), (100, "")] {
+                let text = "a,b\n\n\n\"two\nlines\",c\n5\" pipe,\"la\nst\"".to_owned() + end;
+                let seen = records(&text.replace('\n', line_break), size).expect("closed");
+                let with_breaks = |cell: &str| cell.replace('\n', line_break);
+                let expected = [(1, ["a", "b"]), (4, ["two\nlines", "c"]), (6, ["5\" pipe", "la\nst"])];
+                let expected = expected.map(|(line, cells)| (line, cells.map(with_breaks)));
+                assert_eq!(seen, expected.map(|(line, cells)| (line, cells.to_vec())), "in pieces of {size}");
             }
         }
     }

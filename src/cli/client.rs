@@ -51,12 +51,15 @@ pub(super) struct Server {
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = true)]
 struct Addresses {
-    /// Addresses and domains
+    /// Addresses and domains; - reads them from standard input
     #[arg(value_name = "ADDRESS")]
     addresses: Vec<String>,
     /// A file of them, of any kind that `dnc import` reads; - is standard input; may be given several times
-    #[arg(long = "file", short, env = "DNC_FILES", value_delimiter = ',', value_name = "FILE")]
+    #[arg(long = "file", short, env = "DNC_FILE", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// The column that holds the addresses in the files, if it is not known by its name
+    #[arg(long, env = "DNC_FILE_COLUMN", value_name = "NAME", requires = "files")]
+    column: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -124,8 +127,12 @@ impl Addresses {
                 octets = 0;
                 ready.blocking_send(Ok(std::mem::take(&mut chunk))).map_err(|_| Ended::Stopped)
             };
-            let all = self.addresses.into_iter().try_for_each(&mut take).map_err(|_| None);
-            let read = all.and_then(|()| self.files.iter().try_for_each(|file| read_addresses(file, &mut take)));
+            let options = files::Options { column: self.column, skip_lines: 0, addresses_only: true };
+            let named = self.addresses.into_iter().try_for_each(|address| match address.as_str() {
+                "-" => read_addresses(Path::new("-"), &options, &mut take),
+                _ => take(address).map_err(|_| None),
+            });
+            let read = named.and_then(|()| self.files.iter().try_for_each(|file| read_addresses(file, &options, &mut take)));
             let _ = ready.blocking_send(Ok(chunk));
             if let Err(Some(error)) = read {
                 let _ = ready.blocking_send(Err(error));
@@ -136,11 +143,14 @@ impl Addresses {
 }
 
 /// Hands over the addresses in a file; the error is none when no more is wanted.
-fn read_addresses(file: &Path, take: &mut impl FnMut(String) -> Result<(), Ended>) -> Result<(), Option<anyhow::Error>> {
+fn read_addresses(
+    file: &Path,
+    options: &files::Options,
+    take: &mut impl FnMut(String) -> Result<(), Ended>,
+) -> Result<(), Option<anyhow::Error>> {
     let input = Input::open(file)?;
     let name = input.name.clone();
-    let options = files::Options { addresses_only: true, ..files::Options::default() };
-    let read = input.read(&options, |row| match row.content {
+    let read = input.read(options, |row| match row.content {
         // What cannot be read is asked about as well, and told to be no address.
         Content::Entry { address: text, .. } | Content::Unreadable(text, _) => take(text),
         Content::NotSuppressed => Ok(()),

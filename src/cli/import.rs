@@ -15,10 +15,13 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Args, builder::FalseyValueParser};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::ready};
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::Status;
 use tonic_types::StatusExt;
@@ -38,6 +41,12 @@ const MESSAGE_ENTRIES: usize = 2_000;
 
 /// Octets of text in one message, well below the service's limit of 4 MiB.
 const MESSAGE_BYTES: usize = 1 << 20;
+
+/// How long rows wait for others to fill a message with, if there are others at all.
+const FLUSH_AFTER: Duration = Duration::from_secs(1);
+
+/// How long nothing is sent before an empty message says that the import still goes on; a service ends those that say nothing.
+const ALIVE_EVERY: Duration = Duration::from_secs(20);
 
 /// Messages that are ready and not yet sent.
 const MESSAGES_READY: usize = 4;
@@ -69,7 +78,7 @@ pub(super) struct Options {
     /// The column that holds the addresses, if it is not known by its name
     #[arg(long, env = "DNC_IMPORT_COLUMN", value_name = "NAME")]
     column: Option<String>,
-    /// Where refused rows go, as CSV with line and cause; an existing file is written over
+    /// Where refused rows go, as CSV with line and cause; an existing file is written over, or gone on with under --skip-lines
     #[arg(long, env = "DNC_IMPORT_REJECTS", value_name = "FILE")]
     rejects: Option<PathBuf>,
     /// Store nothing; show what each row was taken for, and what would become of it
@@ -105,10 +114,12 @@ struct Part {
     /// The line of each entry.
     lines: Vec<u64>,
     rejects: Vec<Reject>,
-    left_out: u64,
+    /// The lines of those who may be written to.
+    left_out: Vec<u64>,
     last_line: u64,
     layout: &'static str,
     octets: usize,
+    begun: Option<Instant>,
 }
 
 /// What has been sent of a file.
@@ -136,9 +147,13 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     if options.files.contains(&PathBuf::from("-")) && std::io::stdin().is_terminal() {
         bail!("name a FILE to import, or pipe one into standard input");
     }
-    let rejects = options.rejects.as_deref().map(|path| Rejects::create(path, &options.files)).transpose()?;
+    for file in options.files.iter().filter(|file| file.as_os_str() != "-") {
+        // A mistaken name is told before anything is stored, or written over.
+        File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    let rejects = options.rejects.as_deref().map(|path| Rejects::open(path, &options)).transpose()?;
     let import =
-        Import { rejects: rejects.map(|rejects| Arc::new(Mutex::new(rejects))), stop: stop_on_signal(), options: &options };
+        Import { rejects: rejects.map(|rejects| Arc::new(Mutex::new(rejects))), stop: stop_on_signal()?, options: &options };
     let mut total = Outcome::default();
     for (number, file) in options.files.iter().enumerate() {
         let (outcome, ended) = import.file(file, if number == 0 { options.skip_lines } else { 0 }).await?;
@@ -149,13 +164,11 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         total.add(outcome);
         if let Some(ended) = ended {
             // What is stored is told whatever happened after it.
-            print("")?;
-            total.print()?;
+            total.print_total(number + 1)?;
             bail!("{}", ended.advice(&options.files[number..]));
         }
     }
-    print(if options.files.len() > 1 { "\nin all" } else { "" })?;
-    total.print()?;
+    total.print_total(options.files.len())?;
     if options.dry_run {
         eprintln!("dnc: nothing was stored; leave out --dry-run to import");
     }
@@ -179,10 +192,11 @@ impl EndedEarly {
             Self::Interrupted(line) => (line, "interrupted".to_owned()),
             Self::Broken(line, why) => (line, format!("{} {why}", rest[0].display())),
         };
-        let rest: Vec<_> = rest.iter().map(|file| file.display().to_string()).collect();
+        let others = if rest.len() > 1 { " and the files after it" } else { "" };
+        let file = rest[0].display();
+        let mended = if matches!(self, Self::Broken(..)) { " Mend or leave it out, and then" } else { " To go on," };
         format!(
-            "{why}; everything up to line {line} is accounted for above. To go on: dnc import --skip-lines {line} {}",
-            rest.join(" ")
+            "{why}; everything up to line {line} of {file} is accounted for above.{mended} run the same command with --skip-lines {line} for {file}{others}"
         )
     }
 }
@@ -198,7 +212,7 @@ impl Import<'_> {
     async fn file(&self, path: &Path, skip_lines: u64) -> anyhow::Result<(Outcome, Option<EndedEarly>)> {
         let input = Input::open(path)?;
         let name = input.name.clone();
-        let sent = Arc::new(Mutex::new(Sent::default()));
+        let sent = Arc::new(Mutex::new(Sent { last_line: skip_lines, ..Sent::default() }));
         let progress = Progress::start(&input, sent.clone());
         let parts = self.read(input, skip_lines, sent.clone());
         let messages = self.messages(&name, parts, sent.clone());
@@ -206,10 +220,7 @@ impl Import<'_> {
         let answer = self.options.server.client()?.import_entries(call).await;
         drop(progress);
         let sent = std::mem::take(&mut *lock(&sent));
-        if let Some(rejects) = &self.rejects {
-            lock(rejects).0.flush().context("the file of rejects takes nothing more")?;
-        }
-        let answer = answer.map_err(|status| broken_off(&name, &status))?.into_inner();
+        let answer = answer.map_err(|status| broken_off(&name, sent.entries, &status))?.into_inner();
         if !sent.layout.is_empty() {
             eprintln!("dnc: {name} was read as: {}", sent.layout);
         }
@@ -230,7 +241,7 @@ impl Import<'_> {
             let mut part = Part::default();
             let read = input.read(&options, |row| {
                 part.take(row, &defaults);
-                if part.entries.len() < MESSAGE_ENTRIES && part.octets < MESSAGE_BYTES {
+                if !part.is_due() {
                     return Ok(());
                 }
                 ready.blocking_send(std::mem::take(&mut part)).map_err(|_| Ended::Stopped)
@@ -262,37 +273,53 @@ impl Import<'_> {
         };
         let (name, rejects, stop) = (name.to_owned(), self.rejects.clone(), self.stop.clone());
         let mut shown = self.options.dry_run.then(|| Shown::new(&name, self.options));
-        let parts = ReceiverStream::new(parts).map(move |part| {
+        let parts = futures_util::stream::unfold(parts, |mut parts| async move {
+            match timeout(ALIVE_EVERY, parts.recv()).await {
+                Ok(part) => part.map(|part| (part, parts)),
+                Err(_) => Some((Part::default(), parts)),
+            }
+        });
+        let messages = parts.scan((), move |(), part| {
             let mut sent = lock(&sent);
             if let Some(rejects) = &rejects
                 && let Err(error) = lock(rejects).write(&name, &part.rejects)
             {
+                // Not sent either, so that going on comes by these rows again.
                 sent.broken = Some(format!("was left, since the file of rejects takes nothing more ({error})"));
+                return ready(None);
             }
             if let Some(shown) = &mut shown {
                 shown.show(&part);
             }
-            ImportEntriesRequest { entries: sent.count(part), options: None }
+            ready(Some(ImportEntriesRequest { entries: sent.count(part), options: None }))
         });
-        futures_util::stream::iter([first]).chain(parts.take_until(stop.cancelled_owned()))
+        futures_util::stream::iter([first]).chain(messages.take_until(stop.cancelled_owned()))
     }
 }
 
 impl Part {
+    /// True when it is large enough to be sent, or has waited long enough.
+    fn is_due(&mut self) -> bool {
+        self.entries.len() + self.left_out.len() >= MESSAGE_ENTRIES
+            || self.octets >= MESSAGE_BYTES
+            || self.begun.get_or_insert_with(Instant::now).elapsed() >= FLUSH_AFTER
+    }
+
     fn take(&mut self, row: Row, defaults: &Defaults) {
         self.last_line = row.line;
         self.layout = row.layout;
         let (address, kind, reason) = match row.content {
             Content::NotSuppressed => {
-                self.left_out += 1;
+                self.left_out.push(row.line);
                 return;
             }
             Content::Unreadable(text, why) => {
+                self.octets += text.len();
                 self.rejects.push(Reject {
                     line: row.line,
                     email: text,
-                    kind: String::new(),
-                    reason: String::new(),
+                    kind: kind_name(defaults.kind.number()).unwrap_or_default().to_owned(),
+                    reason: defaults.reason.clone(),
                     code: Failure::InvalidEmail("").code(),
                     cause: format!("The row {why}."),
                 });
@@ -333,7 +360,7 @@ impl Part {
 impl Sent {
     fn count(&mut self, part: Part) -> Vec<Entry> {
         self.entries += part.entries.len() as u64;
-        self.left_out += part.left_out;
+        self.left_out += part.left_out.len() as u64;
         self.last_line = self.last_line.max(part.last_line);
         if !part.layout.is_empty() {
             self.layout = part.layout;
@@ -379,6 +406,13 @@ impl Outcome {
         }
     }
 
+    fn print_total(&self, files: usize) -> anyhow::Result<()> {
+        if files > 1 {
+            print("\nin all")?;
+        }
+        self.print()
+    }
+
     fn print(&self) -> anyhow::Result<()> {
         let row =
             |name: &str, count: u64, note: &str| print(format!("{name:<20}{:>15}{note}", HumanCount(count).to_string()).trim_end());
@@ -399,15 +433,21 @@ impl Outcome {
 struct Rejects(csv::Writer<File>);
 
 impl Rejects {
-    fn create(path: &Path, files: &[PathBuf]) -> anyhow::Result<Self> {
+    fn open(path: &Path, options: &Options) -> anyhow::Result<Self> {
         let place = path.canonicalize().ok();
-        if place.is_some() && files.iter().any(|file| file.canonicalize().ok() == place) {
+        if place.is_some() && options.files.iter().any(|file| file.canonicalize().ok() == place) {
             bail!("--rejects would write over {}, which is to be imported; choose another name", path.display());
         }
-        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-        let mut writer = csv::Writer::from_writer(file);
-        writer.write_record(["email", "type", "reason", "file", "line", "code", "cause"])?;
-        Ok(Self(writer))
+        let goes_on = options.skip_lines > 0;
+        let opened = File::options().create(true).write(true).truncate(!goes_on).append(goes_on).open(path);
+        let file = opened.with_context(|| format!("cannot write {}", path.display()))?;
+        let is_new = file.metadata()?.len() == 0;
+        let mut rejects = Self(csv::Writer::from_writer(file));
+        if is_new {
+            rejects.0.write_record(["email", "type", "reason", "file", "line", "code", "cause"])?;
+            rejects.0.flush().with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(rejects)
     }
 
     fn write(&mut self, file: &str, rejects: &[Reject]) -> Result<(), csv::Error> {
@@ -415,6 +455,9 @@ impl Rejects {
             let line = line.to_string();
             let cells: [&str; 7] = [&harmless(email), &harmless(kind), &harmless(reason), &harmless(file), &line, code, cause];
             self.0.write_record(cells)?;
+        }
+        if !rejects.is_empty() {
+            self.0.flush()?;
         }
         Ok(())
     }
@@ -437,6 +480,13 @@ impl Shown {
     fn show(&mut self, part: &Part) {
         let mut out = std::io::stdout().lock();
         let mut rejects = part.rejects.iter().peekable();
+        for line in &part.left_out {
+            if self.left == 0 {
+                return;
+            }
+            self.left -= 1;
+            let _ = writeln!(out, "{}:{line}\t\t\t\tleft out: may be written to, as the file says", self.file);
+        }
         for (entry, line) in part.entries.iter().zip(&part.lines) {
             let reject = rejects.next_if(|reject| reject.line == *line);
             if self.left == 0 {
@@ -523,11 +573,16 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 /// The first signal ends the import in order, the second one at once.
-fn stop_on_signal() -> CancellationToken {
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let told = stop.clone();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
-        while tokio::signal::ctrl_c().await.is_ok() {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
             if told.is_cancelled() {
                 eprintln!(
                     "dnc: stopped at once; what was stored last is not known. Import the files again: what is stored is skipped"
@@ -538,11 +593,11 @@ fn stop_on_signal() -> CancellationToken {
             told.cancel();
         }
     });
-    stop
+    Ok(stop)
 }
 
 /// An import that the service, or the way to it, broke off.
-fn broken_off(name: &str, status: &Status) -> anyhow::Error {
+fn broken_off(name: &str, sent: u64, status: &Status) -> anyhow::Error {
     let details = status.get_error_details();
     let stored = details.error_info().and_then(|info| {
         let count = |name: &str| info.metadata.get(name).and_then(|count| count.parse().ok()).map(HumanCount);
@@ -551,6 +606,10 @@ fn broken_off(name: &str, status: &Status) -> anyhow::Error {
     let cause = told(status.clone());
     match stored {
         Some(stored) => anyhow::anyhow!("{name}: {cause} ({stored}; import it again, what is stored is skipped)"),
+        None if sent > 0 => {
+            let sent = HumanCount(sent);
+            anyhow::anyhow!("{name}: {cause} ({sent} entries were sent until then; import it again, what is stored is skipped)")
+        }
         None => anyhow::anyhow!("{name}: {cause}"),
     }
 }

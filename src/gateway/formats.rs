@@ -252,7 +252,10 @@ impl Lines {
 impl From<Unclosed> for Problem {
     fn from(unclosed: Unclosed) -> Self {
         let place = format!("line {}", unclosed.line);
-        Self::invalid(&place, "a quoted cell that starts here or just after is not closed; what came before is stored")
+        Self::invalid(
+            &place,
+            "a quoted cell that starts here or just after is not closed; mend it and send the whole file again, what is stored is skipped",
+        )
     }
 }
 

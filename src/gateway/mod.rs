@@ -302,7 +302,9 @@ impl Gateway {
             self.call("/dnc.v1.DncService/ImportEntries", headers, messages.clone()).await?;
         // A repeat is answered before its body is read. Reading on finds the causes of its bad lines again, and spares the caller a
         // connection that closes while it still writes.
-        let _ = messages.try_for_each(|_| std::future::ready(Ok(()))).await;
+        if let Some(rest) = messages.take_over() {
+            let _ = rest.try_for_each(|_| std::future::ready(Ok(()))).await;
+        }
         // What went to the service in place of a bad line was refused for being empty; the caller is told why it was.
         for (index, cause) in faults.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if let Ok(place) = answer.errors.binary_search_by_key(&index, |error| error.index) {
@@ -377,12 +379,16 @@ impl<M> Stream for Messages<M> {
     }
 }
 
-/// A stream that can be read on after a call that took it has ended.
-struct Resumable<M>(Arc<Mutex<BoxStream<'static, M>>>);
+/// A stream that can be read on after a call that took it has ended. To the call it has ended, too, once it is taken over.
+struct Resumable<M>(Arc<Mutex<Option<BoxStream<'static, M>>>>);
 
 impl<M> Resumable<M> {
     fn new(stream: impl Stream<Item = M> + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(stream.fuse().boxed())))
+        Self(Arc::new(Mutex::new(Some(stream.fuse().boxed()))))
+    }
+
+    fn take_over(&self) -> Option<BoxStream<'static, M>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -396,7 +402,10 @@ impl<M> Stream for Resumable<M> {
     type Item = M;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<M>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).poll_next_unpin(cx)
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(stream) => stream.poll_next_unpin(cx),
+            None => Poll::Ready(None),
+        }
     }
 }
 

@@ -473,7 +473,7 @@ async fn a_request_id_whose_import_died_is_free_when_its_lease_is_over() {
 }
 
 #[tokio::test]
-async fn an_import_that_lost_its_request_id_stores_nothing_more_and_does_not_succeed() {
+async fn an_import_that_lost_its_request_id_does_not_succeed() {
     let server = TestServer::start().await;
     let options = || ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
     let (messages, stream) = tokio::sync::mpsc::channel(1);

@@ -21,16 +21,22 @@ pub(super) enum Shape {
     Document,
 }
 
-/// The shape of a file that begins like this; none when it is no JSON.
-pub(super) fn shape(head: &[u8]) -> Option<Shape> {
-    let text = head.strip_prefix("\u{feff}".as_bytes()).unwrap_or(head).trim_ascii_start();
+/// The fields that an entry has its address in.
+const ADDRESSES: [&str; 6] = ["email", "emailAddress", "EmailAddress", "email_address", "address", "recipient"];
+
+/// The shape of a file that begins like this; none when it is no JSON. `is_all` says that the file ends there.
+pub(super) fn shape(head: &[u8], is_all: bool) -> Option<Shape> {
+    let text = head.trim_ascii_start();
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let is_cut = !is_all && !text.contains(&b'\n');
     match text.first()? {
         b'[' => Some(Shape::Document),
         b'{' => {
-            let is_whole = line.ends_with(b"}");
-            let has_list = serde_json::from_slice::<serde_json::Value>(line)
-                .is_ok_and(|value| LISTS.iter().any(|name| value.get(name).is_some_and(serde_json::Value::is_array)));
+            let is_whole = line.ends_with(b"}") && !is_cut;
+            let has_list = serde_json::from_slice::<serde_json::Value>(line).is_ok_and(|value| {
+                let is_entry = ADDRESSES.iter().any(|name| value.get(name).is_some());
+                !is_entry && LISTS.iter().any(|name| value.get(name).is_some_and(serde_json::Value::is_array))
+            });
             Some(if is_whole && !has_list { Shape::Lines } else { Shape::Document })
         }
         _ => None,

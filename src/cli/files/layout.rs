@@ -28,6 +28,12 @@ const SPARKPOST: Words = &[
 /// Mailchimp, `status` of a member.
 const MAILCHIMP: Words = &[("unsubscribed", UNSUBSCRIBE), ("cleaned", BOUNCE)];
 
+/// The statuses of those who may be written to. Any other, known or not, keeps its row on the list: a suppression that is lost is the worse mistake.
+const MAY_BE_WRITTEN_TO: [&str; 3] = ["subscribed", "pending", "transactional"];
+
+/// The well-known reasons.
+const OURS: [&str; 5] = [BOUNCE, COMPLAINT, UNSUBSCRIBE, MANUAL, "import"];
+
 /// Where a file's columns are, and what its words mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
@@ -50,12 +56,14 @@ enum Reasons {
     All(&'static str),
     /// A column of words that have a counterpart; other words are kept as they are.
     Words(usize, Words),
-    /// Likewise, but a row with another word is no suppression.
-    OnlyWords(usize, Words),
+    /// A column that is kept if it has one of our words, else this.
+    OursOr(usize, &'static str),
+    /// Mailchimp: the status of a member.
+    MailchimpStatus(usize),
     /// Postmark: a reason, and who it came from.
     Postmark { reason: usize, origin: Option<usize> },
-    /// Mailchimp: whichever time is set.
-    Mailchimp { unsubscribed: Option<usize>, cleaned: Option<usize> },
+    /// Mailchimp: whichever time is set. In a mixed list a row without a time is no suppression.
+    Mailchimp { unsubscribed: Option<usize>, cleaned: Option<usize>, is_mixed: bool },
     /// Mailgun's own export script writes the same columns for all lists: a bounce has a code.
     MailgunScript { code: usize, error: Option<usize>, otherwise: &'static str },
     /// SparkPost before 2017: suppressed if either is true.
@@ -95,20 +103,25 @@ impl Layout {
             Ok(Self { name, address, kind: None, reasons })
         };
         // Words that only an allowlist or a list of members has come first: reading one of them as a suppression list would silence everybody on it.
-        if has(&["address", "domain"]) || has(&["type", "value", "reason", "createdat"]) {
+        let has_email = at("email").is_some();
+        if (has(&["address", "domain"]) && !has_email) || has(&["type", "value", "reason", "createdat"]) {
             return Err(NotAList::Other("is Mailgun's allowlist, which names those who may be written to"));
+        }
+        if has(&["address", "subscribed"]) {
+            return Err(NotAList::Other("is Mailgun's mailing list, whose members may be written to"));
+        }
+        if has(&["emailaddress", "status"]) && !has(&["message"]) {
+            return layout("Mailchimp members", "emailaddress", Reasons::MailchimpStatus(at("status").unwrap_or_default()));
         }
         if has(&["emailaddress", "leid", "euid"]) || has(&["emailaddress", "memberrating"]) {
             return match (at("unsubtime"), at("cleantime")) {
                 (None, None) => Err(NotAList::Other("is Mailchimp's list of subscribers, who may be written to")),
                 (unsubscribed, cleaned) => {
-                    layout("Mailchimp audience export", "emailaddress", Reasons::Mailchimp { unsubscribed, cleaned })
+                    // A list of one kind needs no time to say so; one that may hold others does.
+                    let is_mixed = (unsubscribed.is_some() && cleaned.is_some()) || at("lastchanged").is_some();
+                    layout("Mailchimp audience export", "emailaddress", Reasons::Mailchimp { unsubscribed, cleaned, is_mixed })
                 }
             };
-        }
-        if has(&["emailaddress", "status"]) && !has(&["message"]) {
-            let status = at("status").unwrap_or_default();
-            return layout("Mailchimp members", "emailaddress", Reasons::OnlyWords(status, MAILCHIMP));
         }
         if let Some(reason) = at("suppressionreason") {
             return layout("Postmark suppressions", "emailaddress", Reasons::Postmark { reason, origin: at("origin") });
@@ -119,7 +132,7 @@ impl Layout {
                 None => layout("list with a header", "emailaddress", Reasons::Default),
             };
         }
-        if has(&["recipient"]) {
+        if has(&["recipient"]) && !has_email {
             let reasons = match (at("source"), at("transactional"), at("nontransactional")) {
                 (Some(source), ..) => Reasons::Words(source, SPARKPOST),
                 (None, Some(transactional), Some(non_transactional)) => {
@@ -129,7 +142,7 @@ impl Layout {
             };
             return layout("SparkPost suppression list", "recipient", reasons);
         }
-        if has(&["address"]) {
+        if has(&["address"]) && !has_email {
             let (named, by_name) = if file.contains("complaint") {
                 ("Mailgun complaints", Some(COMPLAINT))
             } else if file.contains("unsubscribe") {
@@ -155,13 +168,13 @@ impl Layout {
             if has(&["created", "ip"]) || (has(&["created"]) && file.contains("spam")) {
                 return layout("SendGrid spam reports", "email", Reasons::All(COMPLAINT));
             }
-            if has(&["created", "reason"]) {
+            if let (Some(_), Some(reason)) = (at("created"), at("reason")) {
                 let name = match (has(&["status"]), file.contains("block")) {
                     (true, true) => "SendGrid blocks",
                     (true, false) => "SendGrid bounces",
                     (false, _) => "SendGrid invalid emails",
                 };
-                return layout(name, "email", Reasons::All(BOUNCE));
+                return layout(name, "email", Reasons::OursOr(reason, BOUNCE));
             }
             if has(&["created"]) || has(&["groupid"]) || has(&["groupname"]) {
                 return layout("SendGrid unsubscribes", "email", Reasons::All(UNSUBSCRIBE));
@@ -175,13 +188,13 @@ impl Layout {
     /// The layout of a file whose column of addresses somebody named; `type` and `reason` are known by their names.
     ///
     /// # Errors
-    /// [`NotAList::Other`] when there is no such column.
+    /// [`NotAList::NoAddress`] when there is no such column.
     pub(super) fn with_address(names: &[String], column: &str) -> Result<Self, NotAList> {
         let names: Vec<String> = names.iter().map(|name| plain(name)).collect();
         let at = |wanted: &str| names.iter().position(|name| name == wanted);
         Ok(Self {
             name: "list with a header",
-            address: at(&plain(column)).ok_or(NotAList::Other("has no column of the name that --column gives"))?,
+            address: at(&plain(column)).ok_or(NotAList::NoAddress)?,
             kind: at("type"),
             reasons: at("reason").map_or(Reasons::Default, Reasons::AsIs),
         })
@@ -198,16 +211,23 @@ impl Layout {
         Ok(Self { name: "list with a header", address, kind: None, reasons: Reasons::Default })
     }
 
-    /// The layout of a file without a header, by the cells of its first row: an address, then its type if that is one, then its reason.
+    /// The layout of a file without a header, by the cells of its first row: an address, then its type if that is one, then its reason. When the address
+    /// is not the first cell, nothing is known of the others.
     pub(super) fn without_header(cells: &[&str]) -> Self {
         let is_kind = |cell: &&str| matches!(*cell, "email" | "domain");
         let is_word_of_ses = |cell: &&str| SES.iter().any(|(word, _)| word == cell);
+        let address = cells.iter().position(|cell| cell.contains('@')).unwrap_or_default();
+        if address > 0 {
+            return Self { name: "list without a header", address, kind: None, reasons: Reasons::Default };
+        }
         let (name, kind, reasons) = match (cells.get(1), cells.get(2)) {
             (None, _) => ("plain list", None, Reasons::Default),
             (Some(cell), Some(_)) if is_kind(cell) || cell.is_empty() => ("list without a header", Some(1), Reasons::AsIs(2)),
             (Some(cell), None) if is_kind(cell) => ("list without a header", Some(1), Reasons::Default),
-            (Some(cell), None) if is_word_of_ses(cell) => ("Amazon SES suppression list", None, Reasons::Words(1, SES)),
-            (Some(_), _) => ("list without a header", None, Reasons::AsIs(1)),
+            (Some(cell), _) if is_word_of_ses(cell) => ("Amazon SES suppression list", None, Reasons::Words(1, SES)),
+            (Some(_), None) => ("list without a header", None, Reasons::AsIs(1)),
+            (Some(cell), Some(_)) if OURS.contains(cell) => ("list without a header", None, Reasons::AsIs(1)),
+            (Some(_), Some(_)) => ("list without a header", None, Reasons::Default),
         };
         Self { name, address: 0, kind, reasons }
     }
@@ -227,10 +247,17 @@ impl Layout {
                 let text = cell(*column);
                 known(&text, words).unwrap_or(text)
             }
-            Reasons::OnlyWords(column, words) => match known(&cell(*column), words) {
-                Some(reason) => reason,
-                None => return Why::NotSuppressed,
-            },
+            Reasons::OursOr(column, otherwise) => {
+                let text = cell(*column);
+                if OURS.contains(&text.trim()) { text } else { (*otherwise).to_owned() }
+            }
+            Reasons::MailchimpStatus(column) => {
+                let status = cell(*column);
+                if MAY_BE_WRITTEN_TO.iter().any(|word| word.eq_ignore_ascii_case(status.trim())) {
+                    return Why::NotSuppressed;
+                }
+                known(&status, MAILCHIMP).unwrap_or(status)
+            }
             Reasons::Postmark { reason, origin } => {
                 let is_recipient = origin.is_some_and(|origin| cell(origin).trim().eq_ignore_ascii_case("Recipient"));
                 match cell(*reason).trim() {
@@ -243,7 +270,9 @@ impl Layout {
             }
             Reasons::Mailchimp { unsubscribed, .. } if is_set(*unsubscribed) => UNSUBSCRIBE.to_owned(),
             Reasons::Mailchimp { cleaned, .. } if is_set(*cleaned) => BOUNCE.to_owned(),
-            Reasons::Mailchimp { .. } => return Why::NotSuppressed,
+            Reasons::Mailchimp { is_mixed: true, .. } => return Why::NotSuppressed,
+            Reasons::Mailchimp { unsubscribed: Some(_), .. } => UNSUBSCRIBE.to_owned(),
+            Reasons::Mailchimp { .. } => BOUNCE.to_owned(),
             Reasons::MailgunScript { code, error, otherwise } => {
                 if is_set(Some(*code)) || is_set(*error) {
                     BOUNCE.to_owned()
@@ -297,6 +326,11 @@ mod tests {
             ("x.csv", "ip,email,created", "192.0.2.1,a@b.de,1", "SendGrid spam reports", "complaint"),
             ("suppression_spam_reports.csv", "email,created", "a@b.de,1", "SendGrid spam reports", "complaint"),
             ("x.csv", "email,created", "a@b.de,1", "SendGrid unsubscribes", "unsubscribe_link"),
+            ("own.csv", "email,reason,created", "a@b.de,complaint,1", "SendGrid invalid emails", "complaint"),
+            ("x.csv", "name,email,address", "Ann,a@b.de,Main Street 1", "list with a header", ""),
+            ("x.json", "email_address,status,member_rating", "a@b.de,unsubscribed,2", "Mailchimp members", "unsubscribe_link"),
+            ("x.csv", "Email Address,Status", "a@b.de,Opted out", "Mailchimp members", "Opted out"),
+            ("x.csv", "Email Address,UNSUB_TIME,LEID,EUID", "a@b.de,,1,x", "Mailchimp audience export", "unsubscribe_link"),
             ("x.json", "email,group_id,group_name,created_at", "a@b.de,1,News,1", "SendGrid unsubscribes", "unsubscribe_link"),
             ("x.csv", "address,code,error,created_at", "a@b.de,550,No,x", "Mailgun bounces", "bounce"),
             ("b.de_complaints.csv", "address,code,error,created_at,MessageHash", "a@b.de,,,x,", "Mailgun complaints", "complaint"),
@@ -363,15 +397,19 @@ mod tests {
     #[test]
     fn those_who_may_be_written_to_are_left_out() {
         for (header, row) in [
-            ("Email Address,MEMBER_RATING,UNSUB_TIME,LEID,EUID", "a@b.de,2,,1,x"),
+            ("Email Address,MEMBER_RATING,UNSUB_TIME,LAST_CHANGED,LEID,EUID", "a@b.de,2,,2025-01-01,1,x"),
             ("email_address,status", "a@b.de,subscribed"),
             ("recipient,transactional,non_transactional", "a@b.de,false,FALSE"),
         ] {
             assert_eq!(read("x", header, &[row]).1, [Why::NotSuppressed], "{header}");
         }
-        for header in
-            ["address,domain", "type,value,reason,createdAt", "Email Address,First Name,MEMBER_RATING,LEID,EUID", "name,phone"]
-        {
+        for header in [
+            "address,domain",
+            "address,name,subscribed,vars",
+            "type,value,reason,createdAt",
+            "Email Address,First Name,MEMBER_RATING,LEID,EUID",
+            "name,phone",
+        ] {
             let names: Vec<String> = header.split(',').map(str::to_owned).collect();
             assert!(Layout::of(&names, "x").is_err(), "{header}");
         }
@@ -386,6 +424,9 @@ mod tests {
             ("b.de,domain", "list without a header", Some(1), ""),
             ("b.de,domain,manual", "list without a header", Some(1), "manual"),
             ("a@b.de,,manual", "list without a header", Some(1), "manual"),
+            ("a@b.de,BOUNCE,2024-01-01", "Amazon SES suppression list", None, "bounce"),
+            ("a@b.de,John Smith,Berlin", "list without a header", None, ""),
+            ("John Smith,a@b.de", "list without a header", None, ""),
         ] {
             let cells: Vec<&str> = row.split(',').collect();
             let layout = Layout::without_header(&cells);

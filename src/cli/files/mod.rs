@@ -91,7 +91,7 @@ pub(super) enum Ended {
 
 impl From<Unclosed> for Ended {
     fn from(unclosed: Unclosed) -> Self {
-        Self::Broken(format!("a quoted cell that starts on line {} is not closed", unclosed.line))
+        Self::Broken(format!("has a quoted cell in the row of line {} that is not closed", unclosed.line))
     }
 }
 
@@ -134,12 +134,17 @@ impl Input {
     /// Hands every row to `take`, until one is answered with an error.
     pub(super) fn read(self, options: &Options, mut take: impl FnMut(Row) -> Result<(), Ended>) -> Result<(), Ended> {
         let mut reader = self.reader;
-        let head = head(&mut reader, |head| head.contains(&b'\n'))?;
+        let mut head = head(&mut reader, |head| head.contains(&b'\n'))?;
+        let is_all = head.len() < HEAD_BYTES && !head.contains(&b'\n');
         if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
             return Err(Ended::Broken("is UTF-16; save it as UTF-8".to_owned()));
         }
-        let mut rows = Rows { file: &self.name, options, layout: None, take: &mut take };
-        match json::shape(&head) {
+        if head.starts_with("\u{feff}".as_bytes()) {
+            head.drain(.."\u{feff}".len());
+        }
+        let file = Path::new(&self.name).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut rows = Rows { file: &file, options, layout: None, take: &mut take };
+        match json::shape(&head, is_all) {
             Some(json::Shape::Document) => rows.document(BufReader::new(Cursor::new(head).chain(reader))),
             Some(json::Shape::Lines) => rows.json_lines(Cursor::new(head).chain(reader)),
             None => {
@@ -248,12 +253,20 @@ impl Rows<'_> {
             let text = record.cells().map(String::from_utf8_lossy).collect::<Vec<_>>().join(",");
             return self.row(line, Content::Unreadable(text, "has no cell in the column of addresses".to_owned()));
         };
-        if record.cells().any(|cell| std::str::from_utf8(cell).is_err()) {
-            let text = String::from_utf8_lossy(address).into_owned();
-            return self.row(line, Content::Unreadable(text, "is not UTF-8".to_owned()));
+        // Only what is used of a row must be readable.
+        let is_utf8 = std::cell::Cell::new(true);
+        let text = |column: usize| {
+            let cell = record.cell(column).unwrap_or_default();
+            let cell = std::str::from_utf8(cell).unwrap_or_else(|_| {
+                is_utf8.set(false);
+                ""
+            });
+            as_meant(cell).to_owned()
+        };
+        let mut content = content(layout, text);
+        if !is_utf8.get() {
+            content = Content::Unreadable(String::from_utf8_lossy(address).into_owned(), "is not UTF-8".to_owned());
         }
-        let text = |column: usize| as_meant(&String::from_utf8_lossy(record.cell(column).unwrap_or_default())).to_owned();
-        let content = content(layout, text);
         self.row(line, content)
     }
 
@@ -298,7 +311,7 @@ impl Rows<'_> {
         let Some(line) = line else {
             return self.row(number, Content::Unreadable(String::new(), TOO_LONG.to_owned()));
         };
-        let line = line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line).trim_ascii();
+        let line = line.trim_ascii();
         if line.is_empty() {
             return Ok(());
         }
@@ -390,6 +403,10 @@ mod tests {
                 "status,reason,email,created\n5.1.1,\"550 no,\nreally\",a@b.de,1\n,,c@d.de,2\n",
                 &[(2, "a@b.de||bounce"), (4, "c@d.de||bounce")],
             ),
+            ("\u{feff}[{\"email\":\"a@b.de\"}]", &[(1, "a@b.de||")]),
+            ("{\"email\":\"a@b.de\",\"data\":[]}", &[(1, "a@b.de||")]),
+            ("email,note\na@b.de,\"two\nlines\"", &[(2, "a@b.de||")]),
+            ("John,john@b.de\nAnn,ann@b.de", &[(1, "john@b.de||"), (2, "ann@b.de||")]),
             ("email,reason\n'=a@b.de,'-x\nonly\n", &[(2, "=a@b.de||-x"), (3, "only||")]),
             ("x,email\nonly\n", &[(2, "has no cell in the column of addresses")]),
             (
@@ -431,13 +448,31 @@ mod tests {
             ("[{\"type\":\"domain\",\"value\":\"b.de\",\"reason\":\"\",\"createdAt\":\"\"}]", "allowlist"),
             ("{\n\"a\":{},\"b\": 1}", "no list"),
             ("{\"items\":[{\"address\":\"a@b.de\"", "not valid JSON"),
-            ("email,reason\n\"a@b.de,x\nc@d.de,y\n", "line 2 is not closed"),
+            ("email,reason\n\"a@b.de,x\nc@d.de,y\n", "line 2 that is not closed"),
             ("\u{ff}\u{fe}", "neither holds"),
         ] {
             let refused = rows(text.as_bytes()).expect_err(text);
             assert!(refused.contains(expected), "{text}: {refused}");
         }
         assert!(rows(&[0xff, 0xfe, b'a', 0]).expect_err("UTF-16").contains("UTF-8"));
+        let whole = zstd::stream::encode_all("a@b.de\n".repeat(1_000).as_bytes(), 0).expect("packed");
+        assert!(rows(&whole[..whole.len() - 5]).is_err(), "a packed file that is cut short");
+    }
+
+    #[test]
+    fn an_octet_that_nobody_needs_refuses_nothing() {
+        let latin1 = b"email,name\na@b.de,M\xfcller\nc\xfc@d.de,x\n";
+        assert_eq!(rows(latin1), Ok(vec![(2, "a@b.de||".to_owned()), (3, "is not UTF-8".to_owned())]));
+    }
+
+    #[test]
+    fn a_large_document_on_one_line_is_a_document() {
+        // Whatever stands where the look at its start ends.
+        for filler in 0..40 {
+            let row = "{\"EmailAddress\":\"a@b.de\",\"SuppressionReason\":\"HardBounce\"}";
+            let text = format!("{{\"x\":\"{}\",\"Suppressions\":[{}]}}", "x".repeat(filler), vec![row; 1_500].join(","));
+            assert_eq!(rows(text.as_bytes()).map(|rows| rows.len()), Ok(1_500));
+        }
     }
 
     #[test]
