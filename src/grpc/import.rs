@@ -19,7 +19,7 @@ use super::{
     convert, status,
 };
 use crate::{
-    domain::{Batch, Error, Reason, Tally, WorkspaceId},
+    domain::{BATCH_ENTRIES_MIN, Batch, Error, Reason, Tally, WorkspaceId},
     proto::{ImportEntriesRequest, ImportEntriesResponse},
     store::{Answered, BatchCounts, Claim, End, ImportId, ImportIds, Rehearsal, Replay, Store},
 };
@@ -162,7 +162,8 @@ enum Sink {
 
 impl Import<'_> {
     async fn take_all(&mut self, first: ImportEntriesRequest, mut messages: Streaming<ImportEntriesRequest>) -> Result<(), Error> {
-        let mut batch = Batch::new(self.limits.batch_entries_max);
+        let mut batch = Batch::new(BATCH_ENTRIES_MIN);
+        let mut sent = 0;
         let mut index = 0;
         let mut message = Some(first);
         while let Some(current) = message {
@@ -171,7 +172,11 @@ impl Import<'_> {
                     Ok(entry) => {
                         // A full batch waits for the entry after it: only then is it known not to be the last.
                         if batch.is_full() {
-                            let full = std::mem::replace(&mut batch, Batch::new(self.limits.batch_entries_max));
+                            sent += 1;
+                            // The first ones are small, so that every connection has something to do soon.
+                            let is_first = sent < self.limits.batches_in_flight_max;
+                            let entries_max = if is_first { BATCH_ENTRIES_MIN } else { self.limits.batch_entries_max };
+                            let full = std::mem::replace(&mut batch, Batch::new(entries_max));
                             self.send(full, false).await?;
                         }
                         batch.push(&entry);
