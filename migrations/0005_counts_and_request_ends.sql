@@ -17,3 +17,27 @@ SELECT workspace_id, 0, count(*) FROM entries GROUP BY workspace_id;
 ALTER TABLE import_requests ADD COLUMN finished_at timestamptz;
 UPDATE import_requests SET finished_at = imports.finished_at
 FROM imports WHERE imports.workspace_id = import_requests.workspace_id AND imports.id = import_requests.import_id;
+
+-- What the second and later batches of an import add to its row in imports: a row a batch, so that batches that run side by side do not wait for
+-- each other's commit at one row. They are added to the import's row, and go, when it ends or breaks; those of a server that crashed stay here.
+CREATE TABLE import_batches (
+    workspace_id bigint NOT NULL,
+    import_id uuid NOT NULL,
+    batch bigint NOT NULL,
+    imported bigint NOT NULL,
+    skipped bigint NOT NULL,
+    failed bigint NOT NULL,
+    PRIMARY KEY (workspace_id, import_id, batch)
+);
+
+-- The import log with everything that is stored, whatever crashed.
+CREATE VIEW import_log AS
+SELECT workspace_id, id, key_id, started_at, finished_at,
+    imports.imported + COALESCE(later.imported, 0) AS imported,
+    imports.skipped + COALESCE(later.skipped, 0) AS skipped,
+    imports.failed + COALESCE(later.failed, 0) AS failed
+FROM imports
+LEFT JOIN LATERAL (
+    SELECT sum(imported)::bigint AS imported, sum(skipped)::bigint AS skipped, sum(failed)::bigint AS failed
+    FROM import_batches WHERE import_batches.workspace_id = imports.workspace_id AND import_id = imports.id
+) AS later ON true;

@@ -214,12 +214,13 @@ impl Import<'_> {
                     }),
                 });
                 let is_whole = is_last && *batches == 0 && !batch.is_empty();
+                let number = *batches;
                 *batches += 1;
                 let (now, later) = if is_whole { (end, None) } else { (None, end) };
                 // Of an empty batch only its refused entries are left to be logged.
                 let failed_later = if batch.is_empty() { failed } else { 0 };
                 if !batch.is_empty() {
-                    let (store, counts) = (store.clone(), BatchCounts { received, failed, end: now });
+                    let (store, counts) = (store.clone(), BatchCounts { batch: number, received, failed, end: now });
                     let insert = async move {
                         let imported = store.insert_batch(ids, &batch.into_sorted(), &counts).await?;
                         Ok((received, imported))
@@ -236,7 +237,7 @@ impl Import<'_> {
                     }
                 }
                 if let Some(end) = later {
-                    store.end_import(ids, failed_later, end).await?;
+                    store.end_import(ids, failed_later, Some(&end)).await?;
                 }
             }
             Sink::Rehearse { store, rehearsal } => {
@@ -254,10 +255,16 @@ impl Import<'_> {
 
     /// After an error: waits for the batches that are still on their way, so that the counts include every one that was stored.
     async fn settle(&mut self) {
-        if let Sink::Store { in_flight, .. } = &mut self.sink {
+        if let Sink::Store { store, import, in_flight, batches, .. } = &mut self.sink {
             while !in_flight.is_empty() {
                 // The first error is the one that is reported; those of the batches beside it have the same cause.
                 let _ = collect_one(in_flight, &mut self.tally).await;
+            }
+            if *batches > 1 {
+                let ids = ImportIds { workspace: self.principal.workspace, key: self.principal.key, import: *import };
+                if let Err(error) = store.end_import(ids, 0, None).await {
+                    tracing::warn!(cause = %error, "the log of a broken import stays in parts");
+                }
             }
         }
     }

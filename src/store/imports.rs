@@ -35,6 +35,8 @@ pub struct ImportIds {
 /// What one batch adds to its import's row.
 #[derive(Clone, Debug)]
 pub struct BatchCounts {
+    /// The batch's number in its import, from 0.
+    pub batch: u64,
     /// Entries in the batch, repeats included.
     pub received: u64,
     /// Entries refused since the batch before.
@@ -59,29 +61,48 @@ pub struct Answered {
     pub errors: Vec<u8>,
 }
 
-/// Adds a batch to its import's row. Comes after the entries in their transaction: whoever holds the row needs nothing
-/// more but to commit, so batches of one import can wait for each other here without a dead-lock.
+/// Writes a batch into the log. The first makes its import's row; a later one makes a row of its own, which waits for nobody and is added to
+/// the import's by [`Store::end_import`].
 pub(super) async fn add(connection: &mut PgConnection, ids: ImportIds, counts: &BatchCounts, imported: u64) -> Result<(), Error> {
+    let skipped = counts.received.saturating_sub(imported);
+    if counts.batch > 0 {
+        query!(
+            "INSERT INTO import_batches (workspace_id, import_id, batch, imported, skipped, failed) VALUES ($1, $2, $3, $4, $5, $6)",
+            ids.workspace.0,
+            ids.import.0,
+            counts.batch.cast_signed(),
+            imported.cast_signed(),
+            skipped.cast_signed(),
+            counts.failed.cast_signed(),
+        )
+        .execute(&mut *connection)
+        .await
+        .map_err(from_sqlx)?;
+        return Ok(());
+    }
     query!(
         "INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
-         VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END, $5, $6, $7)
-         ON CONFLICT (workspace_id, id) DO UPDATE SET
-             finished_at = COALESCE(excluded.finished_at, imports.finished_at),
-             imported = imports.imported + excluded.imported,
-             skipped = imports.skipped + excluded.skipped,
-             failed = imports.failed + excluded.failed",
+         VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END, $5, $6, $7)",
         ids.workspace.0,
         ids.import.0,
         ids.key.0,
         counts.end.is_some(),
         imported.cast_signed(),
-        counts.received.saturating_sub(imported).cast_signed(),
+        skipped.cast_signed(),
         counts.failed.cast_signed(),
     )
     .execute(&mut *connection)
     .await
     .map_err(from_sqlx)?;
-    let Some(answered) = counts.end.as_ref().and_then(|end| end.answers.as_ref()) else { return Ok(()) };
+    match &counts.end {
+        Some(end) => answer(connection, ids, end).await,
+        None => Ok(()),
+    }
+}
+
+/// Marks the request id of an import that succeeds.
+async fn answer(connection: &mut PgConnection, ids: ImportIds, end: &End) -> Result<(), Error> {
+    let Some(answered) = &end.answers else { return Ok(()) };
     let finished = query!(
         "UPDATE import_requests SET finished_at = now(), errors = $4
          WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
@@ -220,14 +241,37 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the end of an import of several batches, or of none, after all of them are stored. `failed` entries were refused since the last.
+    /// Writes the end of an import of several batches, or of none, after all that are stored: adds its later batches to its row. `failed` entries were
+    /// refused since the last. `end` is none for an import that broke; its row has no time of an end then.
     ///
     /// # Errors
     /// As [`Store::insert_batch`]. The entries stay all the same.
-    pub async fn end_import(&self, ids: ImportIds, failed: u64, end: End) -> Result<(), Error> {
+    pub async fn end_import(&self, ids: ImportIds, failed: u64, end: Option<&End>) -> Result<(), Error> {
         let mut transaction = self.begin().await.map_err(from_sqlx)?;
-        let counts = BatchCounts { received: 0, failed, end: Some(end) };
-        add(&mut transaction, ids, &counts, 0).await?;
+        query!(
+            "WITH later AS (
+                 DELETE FROM import_batches WHERE workspace_id = $1 AND import_id = $2 RETURNING imported, skipped, failed
+             )
+             INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
+             SELECT $1, $2, $3, CASE WHEN $4 THEN now() END,
+                 COALESCE(sum(imported), 0), COALESCE(sum(skipped), 0), COALESCE(sum(failed), 0) + $5::bigint FROM later
+             ON CONFLICT (workspace_id, id) DO UPDATE SET
+                 finished_at = excluded.finished_at,
+                 imported = imports.imported + excluded.imported,
+                 skipped = imports.skipped + excluded.skipped,
+                 failed = imports.failed + excluded.failed",
+            ids.workspace.0,
+            ids.import.0,
+            ids.key.0,
+            end.is_some(),
+            failed.cast_signed(),
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(from_sqlx)?;
+        if let Some(end) = end {
+            answer(&mut transaction, ids, end).await?;
+        }
         transaction.commit().await.map_err(from_sqlx)
     }
 }
