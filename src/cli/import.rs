@@ -156,7 +156,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         Import { rejects: rejects.map(|rejects| Arc::new(Mutex::new(rejects))), stop: stop_on_signal()?, options: &options };
     let mut total = Outcome::default();
     for (number, file) in options.files.iter().enumerate() {
-        let (outcome, ended) = import.file(file, if number == 0 { options.skip_lines } else { 0 }).await?;
+        let skip_lines = if number == 0 { options.skip_lines } else { 0 };
+        let (outcome, ended) = import.file(file, skip_lines).await?;
         if options.files.len() > 1 {
             print(&format!("\n{}", file.display()))?;
             outcome.print()?;
@@ -165,7 +166,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         if let Some(ended) = ended {
             // What is stored is told whatever happened after it.
             total.print_total(number + 1)?;
-            bail!("{}", ended.advice(&options.files[number..]));
+            bail!("{}", ended.advice(&options.files[number..], skip_lines));
         }
     }
     total.print_total(options.files.len())?;
@@ -187,17 +188,21 @@ enum EndedEarly {
 }
 
 impl EndedEarly {
-    fn advice(&self, rest: &[PathBuf]) -> String {
-        let (line, why) = match self {
-            Self::Interrupted(line) => (line, "interrupted".to_owned()),
-            Self::Broken(line, why) => (line, format!("{} {why}", rest[0].display())),
-        };
+    /// What to do about it; `rest` are this file and those after it, `skipped` the line that it began behind.
+    fn advice(&self, rest: &[PathBuf], skipped: u64) -> String {
         let others = if rest.len() > 1 { " and the files after it" } else { "" };
-        let file = rest[0].display();
-        let mended = if matches!(self, Self::Broken(..)) { " Mend or leave it out, and then" } else { " To go on," };
-        format!(
-            "{why}; everything up to line {line} of {file} is accounted for above.{mended} run the same command with --skip-lines {line} for {file}{others}"
-        )
+        let file = if rest[0].as_os_str() == "-" { "standard input".to_owned() } else { rest[0].display().to_string() };
+        match self {
+            Self::Interrupted(line) => format!(
+                "interrupted; everything up to line {line} of {file} is accounted for above. To go on, run the same command with \
+                 --skip-lines {line} for {file}{others}"
+            ),
+            Self::Broken(line, why) if *line == skipped => format!("{file} {why}; nothing of it was imported"),
+            Self::Broken(line, why) => format!(
+                "{file} {why}; everything up to line {line} is accounted for above. Mend or leave out what comes after it, and run the \
+                 same command with --skip-lines {line} for {file}{others}"
+            ),
+        }
     }
 }
 

@@ -247,6 +247,7 @@ async fn people_import_files_and_get_back_what_was_refused() {
         "ses.json",
         r#"{"SuppressedDestinationSummaries":[{"EmailAddress":"c@example.com","Reason":"COMPLAINT","LastUpdateTime":1}]}"#,
     );
+    write("members.json", r#"{"items":[{"address":"free@example.com","name":"x","subscribed":true}]}"#);
     let many: String = (0..30_000).map(|n| if n % 2 == 0 { format!("m{n}@example.com\n") } else { format!("m{n}\n") }).collect();
     write("many.txt", &many);
 
@@ -306,6 +307,10 @@ async fn people_import_files_and_get_back_what_was_refused() {
         (&["import", "--reason", "x\ty", "list.csv"], "reason"),
         (&["import", "--column", "Mail", "list.csv"], "--column"),
         (&["import", "."], "is a directory"),
+        (
+            &["import", "members.json"],
+            "members.json is Mailgun's mailing list, whose members may be written to; nothing of it was imported",
+        ),
     ] {
         let refused = dnc(args);
         assert_eq!(refused.status.code(), Some(1), "{args:?}");
@@ -334,7 +339,7 @@ async fn an_interrupted_import_says_how_to_go_on() {
     assert_eq!(child.0.wait().unwrap().code(), Some(1));
     let said = std::io::read_to_string(child.0.stderr.take().unwrap()).unwrap();
     let stored = server.count().await;
-    assert!(said.contains(&format!("--skip-lines {stored} for -")), "{said}");
+    assert!(said.contains(&format!("--skip-lines {stored} for standard input")), "{said}");
     drop(pipe);
 
     let dir = tempfile::tempdir().unwrap();
