@@ -30,7 +30,7 @@ CREATE TABLE import_batches (
     PRIMARY KEY (workspace_id, import_id, batch)
 );
 
--- The import log with everything that is stored, whatever crashed.
+-- The import log with everything that is stored, whatever crashed. A batch of which nothing is new is counted when its import ends.
 CREATE VIEW import_log AS
 SELECT workspace_id, id, key_id, started_at, finished_at,
     imports.imported + COALESCE(later.imported, 0) AS imported,

@@ -61,7 +61,8 @@ pub(super) async fn run(
     } else {
         Sink::Store { store: store.clone(), import: id, in_flight: JoinSet::new(), claim, batches: 0 }
     };
-    let mut import = Import { auth, principal, limits, default_reason, sink, tally: Tally::default(), failed_logged: 0 };
+    let mut import =
+        Import { auth, principal, limits, default_reason, sink, tally: Tally::default(), failed_logged: 0, unlogged: (0, 0) };
     match import.take_all(first, messages).await {
         Ok(()) => Ok(convert::tally(&import.tally)),
         Err(error) => {
@@ -148,14 +149,16 @@ struct Import<'a> {
     default_reason: Reason,
     sink: Sink,
     tally: Tally,
-    /// How many of the refused entries are in the import log.
+    /// How many of the refused entries were given to a batch to log.
     failed_logged: u64,
+    /// Skipped and failed entries that only the end of the import can log.
+    unlogged: (u64, u64),
 }
 
 /// Where batches go.
 enum Sink {
     /// Into the table, several at once. Each task answers how many entries its batch received and how many of them were new.
-    Store { store: Store, import: ImportId, in_flight: JoinSet<Result<(u64, u64), Error>>, claim: Option<Claimed>, batches: u64 },
+    Store { store: Store, import: ImportId, in_flight: JoinSet<Result<Stored, Error>>, claim: Option<Claimed>, batches: u64 },
     /// Nowhere: one batch after the other is only looked up. The session for it is opened when a second batch turns out to be needed.
     Rehearse { store: Store, rehearsal: Option<Rehearsal> },
 }
@@ -203,7 +206,7 @@ impl Import<'_> {
         match &mut self.sink {
             Sink::Store { store, import, in_flight, claim, batches } => {
                 while in_flight.len() >= self.limits.batches_in_flight_max {
-                    collect_one(in_flight, &mut self.tally).await?;
+                    collect_one(in_flight, &mut self.tally, &mut self.unlogged).await?;
                 }
                 let ids = ImportIds { workspace, key, import: *import };
                 let failed = self.tally.failed - std::mem::replace(&mut self.failed_logged, self.tally.failed);
@@ -223,21 +226,23 @@ impl Import<'_> {
                     let (store, counts) = (store.clone(), BatchCounts { batch: number, received, failed, end: now });
                     let insert = async move {
                         let imported = store.insert_batch(ids, &batch.into_sorted(), &counts).await?;
-                        Ok((received, imported))
+                        let is_logged = imported > 0 || counts.must_be_logged();
+                        Ok(Stored { received, imported, unlogged: (!is_logged).then_some((received, failed)) })
                     };
                     in_flight.spawn(insert.in_current_span());
                 }
                 // Takes what is done already, so that an error ends the import early.
                 while let Some(done) = in_flight.try_join_next() {
-                    collect(done, &mut self.tally)?;
+                    collect(done, &mut self.tally, &mut self.unlogged)?;
                 }
                 if is_last {
                     while !in_flight.is_empty() {
-                        collect_one(in_flight, &mut self.tally).await?;
+                        collect_one(in_flight, &mut self.tally, &mut self.unlogged).await?;
                     }
                 }
                 if let Some(end) = later {
-                    store.end_import(ids, failed_later, Some(&end)).await?;
+                    let (skipped, failed) = self.unlogged;
+                    store.end_import(ids, skipped, failed + failed_later, Some(&end)).await?;
                 }
             }
             Sink::Rehearse { store, rehearsal } => {
@@ -258,11 +263,12 @@ impl Import<'_> {
         if let Sink::Store { store, import, in_flight, batches, .. } = &mut self.sink {
             while !in_flight.is_empty() {
                 // The first error is the one that is reported; those of the batches beside it have the same cause.
-                let _ = collect_one(in_flight, &mut self.tally).await;
+                let _ = collect_one(in_flight, &mut self.tally, &mut self.unlogged).await;
             }
             if *batches > 1 {
                 let ids = ImportIds { workspace: self.principal.workspace, key: self.principal.key, import: *import };
-                if let Err(error) = store.end_import(ids, 0, None).await {
+                let (skipped, failed) = self.unlogged;
+                if let Err(error) = store.end_import(ids, skipped, failed, None).await {
                     tracing::warn!(cause = %error, "the log of a broken import stays in parts");
                 }
             }
@@ -270,17 +276,31 @@ impl Import<'_> {
     }
 }
 
-type Stored = Result<Result<(u64, u64), Error>, JoinError>;
+/// A batch that is in the table.
+struct Stored {
+    received: u64,
+    imported: u64,
+    /// Skipped and failed entries that are not in the log yet.
+    unlogged: Option<(u64, u64)>,
+}
 
-async fn collect_one(in_flight: &mut JoinSet<Result<(u64, u64), Error>>, tally: &mut Tally) -> Result<(), Error> {
+async fn collect_one(
+    in_flight: &mut JoinSet<Result<Stored, Error>>,
+    tally: &mut Tally,
+    unlogged: &mut (u64, u64),
+) -> Result<(), Error> {
     match in_flight.join_next().await {
-        Some(done) => collect(done, tally),
+        Some(done) => collect(done, tally, unlogged),
         None => Ok(()),
     }
 }
 
-fn collect(done: Stored, tally: &mut Tally) -> Result<(), Error> {
-    let (received, imported) = done.map_err(Error::internal)??;
-    tally.stored(received, imported);
+fn collect(done: Result<Result<Stored, Error>, JoinError>, tally: &mut Tally, unlogged: &mut (u64, u64)) -> Result<(), Error> {
+    let stored = done.map_err(Error::internal)??;
+    tally.stored(stored.received, stored.imported);
+    if let Some((skipped, failed)) = stored.unlogged {
+        unlogged.0 += skipped;
+        unlogged.1 += failed;
+    }
     Ok(())
 }

@@ -109,7 +109,9 @@ async fn insert_batch(
     .await
     .map_err(from_sqlx)?
     .rows_affected();
-    imports::add(&mut transaction, ids, batch, imported).await?;
+    if imported > 0 || batch.must_be_logged() {
+        imports::add(&mut transaction, ids, batch, imported).await?;
+    }
     counts::add(&mut transaction, ids.workspace, imported.cast_signed()).await.map_err(from_sqlx)?;
     transaction.commit().await.map_err(from_sqlx)?;
     Ok(imported)

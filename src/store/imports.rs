@@ -45,6 +45,14 @@ pub struct BatchCounts {
     pub end: Option<End>,
 }
 
+impl BatchCounts {
+    /// True for a batch that is logged even when nothing of it is new. A later one of which nothing is new writes nothing at all, so that its
+    /// transaction need not wait for the disk; what it counts is logged with the end of the import.
+    pub fn must_be_logged(&self) -> bool {
+        self.batch == 0
+    }
+}
+
 /// The end of an import that succeeded.
 #[derive(Clone, Debug)]
 pub struct End {
@@ -241,12 +249,12 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the end of an import of several batches, or of none, after all that are stored: adds its later batches to its row. `failed` entries were
-    /// refused since the last. `end` is none for an import that broke; its row has no time of an end then.
+    /// Writes the end of an import of several batches, or of none, after all that are stored: adds its later batches to its row, and the `skipped` and
+    /// `failed` entries that no batch has logged. `end` is none for an import that broke; its row has no time of an end then.
     ///
     /// # Errors
     /// As [`Store::insert_batch`]. The entries stay all the same.
-    pub async fn end_import(&self, ids: ImportIds, failed: u64, end: Option<&End>) -> Result<(), Error> {
+    pub async fn end_import(&self, ids: ImportIds, skipped: u64, failed: u64, end: Option<&End>) -> Result<(), Error> {
         let mut transaction = self.begin().await.map_err(from_sqlx)?;
         query!(
             "WITH later AS (
@@ -254,7 +262,7 @@ impl Store {
              )
              INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
              SELECT $1, $2, $3, CASE WHEN $4 THEN now() END,
-                 COALESCE(sum(imported), 0), COALESCE(sum(skipped), 0), COALESCE(sum(failed), 0) + $5::bigint FROM later
+                 COALESCE(sum(imported), 0), COALESCE(sum(skipped), 0) + $5::bigint, COALESCE(sum(failed), 0) + $6::bigint FROM later
              ON CONFLICT (workspace_id, id) DO UPDATE SET
                  finished_at = excluded.finished_at,
                  imported = imports.imported + excluded.imported,
@@ -264,6 +272,7 @@ impl Store {
             ids.import.0,
             ids.key.0,
             end.is_some(),
+            skipped.cast_signed(),
             failed.cast_signed(),
         )
         .execute(&mut *transaction)

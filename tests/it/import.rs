@@ -174,7 +174,7 @@ async fn a_caller_that_goes_away_leaves_whole_batches_only() {
     let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
     let running = tokio::spawn(async move { client.import_entries(call).await });
     send.send(request(numbered(0..30_000).collect())).await.unwrap();
-    until("the first batch is stored", || async { server.count().await > 0 }).await;
+    until("the complete batches are stored", || async { server.count().await >= 20_000 }).await;
     running.abort();
     let _ = running.await;
     assert_eq!(server.count().await, 20_000);
@@ -222,4 +222,31 @@ async fn reflection_and_health_answer_without_a_key() {
     let mut answers = client.server_reflection_info(tokio_stream::iter([symbol])).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
     assert!(matches!(answer, v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(_)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn the_log_has_a_row_an_import_with_all_its_counts() {
+    let server = TestServer::start().await;
+    // Several batches, with refused entries between and after them.
+    let entries: Vec<Entry> = numbered(0..65_000)
+        .enumerate()
+        .flat_map(|(place, entry)| if place % 9_000 == 0 { vec![entry, email("bad")] } else { vec![entry] })
+        .chain([email("bad")])
+        .collect();
+    let requests: Vec<_> = entries.chunks(5_000).map(|chunk| request(chunk.to_vec())).collect();
+    for _ in 0..2 {
+        server.import(requests.clone()).await.unwrap();
+    }
+    let broken = [requests, vec![request(vec![email("x".repeat(5 << 20))])]].concat();
+    assert!(server.import(broken).await.is_err());
+    let log = "SELECT imported, skipped, failed, finished_at IS NOT NULL FROM imports WHERE workspace_id = $1 ORDER BY id";
+    let log: Vec<(i64, i64, i64, bool)> =
+        sqlx::query_as(log).bind(server.workspace.0).fetch_all(&mut server.connection().await).await.unwrap();
+    assert_eq!(log[..2], [(65_000, 0, 9, true), (0, 65_000, 9, true)]);
+    // What broke has its complete batches in the log, and no end.
+    assert_eq!((log[2].0, log[2].3), (0, false));
+    assert!(log[2].1 >= 50_000, "{log:?}");
+    let left: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM import_batches").fetch_one(&mut server.connection().await).await.unwrap();
+    assert_eq!(left, 0);
 }

@@ -539,6 +539,8 @@ async fn an_export_whose_database_goes_away_breaks_and_does_not_just_end() {
         };
         assert!(broken, "a file that just ends looks whole");
         link.mend();
+        let ready = || async { http_client().get(format!("{}/readyz", server.http_url)).send().await.unwrap().status() == 200 };
+        until("the service is ready again", ready).await;
     }
 }
 
