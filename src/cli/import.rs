@@ -149,7 +149,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     }
     for file in options.files.iter().filter(|file| file.as_os_str() != "-") {
         // A mistaken name is told before anything is stored, or written over.
-        File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+        // Not opened: the writer of a named pipe would take its closing for the end.
+        file.metadata().with_context(|| format!("cannot read {}", file.display()))?;
     }
     let rejects = options.rejects.as_deref().map(|path| Rejects::open(path, &options)).transpose()?;
     let import =

@@ -157,7 +157,7 @@ struct Import<'a> {
 
 /// Where batches go.
 enum Sink {
-    /// Into the table, several at once. Each task answers how many entries its batch received and how many of them were new.
+    /// Into the table, several at once.
     Store { store: Store, import: ImportId, in_flight: JoinSet<Result<Stored, Error>>, claim: Option<Claimed>, batches: u64 },
     /// Nowhere: one batch after the other is only looked up. The session for it is opened when a second batch turns out to be needed.
     Rehearse { store: Store, rehearsal: Option<Rehearsal> },
@@ -241,7 +241,8 @@ impl Import<'_> {
                     }
                 }
                 if let Some(end) = later {
-                    let (skipped, failed) = self.unlogged;
+                    // Taken, so that nothing is logged twice if only the answer is lost.
+                    let (skipped, failed) = std::mem::take(&mut self.unlogged);
                     store.end_import(ids, skipped, failed + failed_later, Some(&end)).await?;
                 }
             }

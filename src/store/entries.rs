@@ -7,15 +7,12 @@ use super::{BatchCounts, ImportIds, Store, counts, error::from_sqlx, imports};
 use crate::domain::{Error, Sorted, WorkspaceId};
 
 impl Store {
-    /// Stores one batch in one transaction, together with its line in the import log, and says how many entries were new. When it
-    /// returns, they are durable.
-    ///
-    /// Rows that exist stay as they are.
-    /// Waits while too many other imports are at the database.
+    /// Stores one batch in one transaction, together with its line in the import log ([`BatchCounts::must_be_logged`] says when it has none), and says
+    /// how many entries were new. When it returns, they are durable. Rows that exist stay as they are. Waits while too many other imports are at the database.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`]: nothing of the batch is stored, or (if only the answer was lost) all of it.
-    /// [`Error::Unavailable`] also when the request id that a last batch answers belongs to another import by now; nothing of the batch is stored then.
+    /// [`Error::Unavailable`] also when the request id that it answers belongs to another import by now; nothing of the batch is stored then.
     pub async fn insert_batch(&self, ids: ImportIds, entries: &Sorted, counts: &BatchCounts) -> Result<u64, Error> {
         let _slot = self.import_slots.acquire().await.map_err(Error::internal)?;
         insert_batch(self, ids, &entries.addresses(), &entries.reasons(), counts).await

@@ -1,4 +1,4 @@
-//! The import log: one row an import, written with each of its batches. And the request ids, by which a repeat of an import is
+//! The import log: one row an import, which the first batch makes and the end completes. And the request ids, by which a repeat of an import is
 //! answered from that log.
 
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub struct ImportIds {
     pub import: ImportId,
 }
 
-/// What one batch adds to its import's row.
+/// What one batch adds to its import's counts.
 #[derive(Clone, Debug)]
 pub struct BatchCounts {
     /// The batch's number in its import, from 0.
@@ -264,7 +264,7 @@ impl Store {
              SELECT $1, $2, $3, CASE WHEN $4 THEN now() END,
                  COALESCE(sum(imported), 0), COALESCE(sum(skipped), 0) + $5::bigint, COALESCE(sum(failed), 0) + $6::bigint FROM later
              ON CONFLICT (workspace_id, id) DO UPDATE SET
-                 finished_at = excluded.finished_at,
+                 finished_at = COALESCE(excluded.finished_at, imports.finished_at),
                  imported = imports.imported + excluded.imported,
                  skipped = imports.skipped + excluded.skipped,
                  failed = imports.failed + excluded.failed",
