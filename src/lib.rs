@@ -10,6 +10,7 @@
 //!
 //! The crate is the program `dnc`; what is public here serves its own tests and benchmarks.
 
+pub mod budget;
 pub mod cli;
 pub mod codec;
 pub mod config;

@@ -1,0 +1,181 @@
+//! How many bytes all calls together may have in work, so that the memory of a server has a limit whatever is sent to it.
+//!
+//! A call takes a permit for what its request needs before the request is read, and holds it until the request is worked off. One owner
+//! (a workspace, or the credentials of an HTTP caller) holds a quarter at most, so that nobody waits because of one other alone. Both limits
+//! are tokio's semaphores, which serve in order and lose nothing when a waiting call is dropped.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long a call waits for its bytes before it is refused.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes are counted in units of this size, since a semaphore counts in `u32`.
+const UNIT_BYTES: usize = 1 << 10;
+
+/// One owner may hold this part of the whole.
+const OWNER_PART: u32 = 4;
+
+/// Too much is in work; the call should be sent again a little later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too much in work")]
+pub struct Exhausted;
+
+/// The bytes that may be in work. Cheap to clone; all clones share them.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    total: Arc<Semaphore>,
+    owner_units_max: u32,
+    owners: Mutex<HashMap<u64, Weak<Semaphore>>>,
+}
+
+/// Bytes that are taken from a [`Budget`] until this is dropped.
+#[derive(Debug)]
+pub struct Permit {
+    owner: OwnedSemaphorePermit,
+    total: OwnedSemaphorePermit,
+    owner_units_max: u32,
+}
+
+impl Budget {
+    /// A budget of `bytes_max`; 4 KiB at least.
+    pub fn new(bytes_max: usize) -> Self {
+        let units = u32::try_from(bytes_max / UNIT_BYTES).unwrap_or(u32::MAX).clamp(OWNER_PART, u32::MAX >> 3);
+        Self(Arc::new(Inner {
+            total: Arc::new(Semaphore::new(units as usize)),
+            owner_units_max: units / OWNER_PART,
+            owners: Mutex::default(),
+        }))
+    }
+
+    /// Takes `bytes` for `owner`, and waits up to five seconds for them. A request that is larger than an owner's part counts as all of that part, so
+    /// that it is served when nothing else of its owner is in work.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when the bytes did not become free in time.
+    pub async fn acquire(&self, owner: u64, bytes: usize) -> Result<Permit, Exhausted> {
+        let units = units(bytes, self.0.owner_units_max);
+        let part = self.part_of(owner);
+        let (owner, total) = take(part, self.0.total.clone(), units).await?;
+        Ok(Permit { owner, total, owner_units_max: self.0.owner_units_max })
+    }
+
+    fn part_of(&self, owner: u64) -> Arc<Semaphore> {
+        let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(part) = owners.get(&owner).and_then(Weak::upgrade) {
+            return part;
+        }
+        if owners.len() == owners.capacity() {
+            // Instead of growing: owners that hold nothing and wait for nothing are forgotten.
+            owners.retain(|_, part| part.strong_count() > 0);
+        }
+        let part = Arc::new(Semaphore::new(self.0.owner_units_max as usize));
+        owners.insert(owner, Arc::downgrade(&part));
+        part
+    }
+}
+
+impl Permit {
+    /// Changes the number of bytes held. What is too much is given back at once; for more it waits as [`Budget::acquire`] does.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when the bytes did not become free in time; what was held is still held.
+    pub async fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        let (wanted, held) = (units(bytes, self.owner_units_max), self.total.num_permits() as u32);
+        if wanted > held {
+            let (part, total) = (self.owner.semaphore().clone(), self.total.semaphore().clone());
+            let (owner, total) = take(part, total, wanted - held).await?;
+            self.owner.merge(owner);
+            self.total.merge(total);
+        } else {
+            // Dropping what was split off gives it back.
+            self.owner.split((held - wanted) as usize);
+            self.total.split((held - wanted) as usize);
+        }
+        Ok(())
+    }
+}
+
+fn units(bytes: usize, units_max: u32) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, units_max)
+}
+
+/// From the owner's part first: a wait there holds nothing of the whole.
+async fn take(
+    part: Arc<Semaphore>,
+    total: Arc<Semaphore>,
+    units: u32,
+) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Exhausted> {
+    let both = async {
+        let owner = part.acquire_many_owned(units).await.map_err(|_| Exhausted)?;
+        let total = total.acquire_many_owned(units).await.map_err(|_| Exhausted)?;
+        Ok((owner, total))
+    };
+    tokio::time::timeout(PATIENCE, both).await.map_err(|_| Exhausted)?
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[tokio::test]
+    async fn one_owner_holds_a_quarter_and_others_go_on() {
+        let budget = Budget::new(4 * MIB);
+        let held = budget.acquire(1, MIB).await.unwrap();
+        assert!(budget.acquire(1, 1).now_or_never().is_none());
+        budget.acquire(2, MIB).now_or_never().unwrap().unwrap();
+        let mut waits = Box::pin(budget.acquire(1, MIB));
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(held);
+        waits.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_whole_has_an_end_and_comes_back() {
+        let budget = Budget::new(4 * MIB);
+        let held: Vec<_> = futures_util::future::join_all((0..4).map(|owner| budget.acquire(owner, 9 * MIB))).await;
+        assert!(held.iter().all(Result::is_ok));
+        assert_eq!(budget.acquire(9, 1).await.unwrap_err(), Exhausted);
+        // A call that is given up while it waits leaves nothing behind.
+        assert!(budget.acquire(8, MIB).now_or_never().is_none());
+        drop(held);
+        assert_eq!(budget.0.total.available_permits(), 4 * MIB / UNIT_BYTES);
+        let held: Vec<_> = futures_util::future::join_all((0..4).map(|owner| budget.acquire(owner, MIB))).await;
+        assert!(held.iter().all(Result::is_ok));
+    }
+
+    #[tokio::test]
+    async fn a_permit_shrinks_and_grows() {
+        let budget = Budget::new(4 * MIB);
+        let mut permit = budget.acquire(1, MIB).await.unwrap();
+        permit.resize(MIB / 2).await.unwrap();
+        let other = budget.acquire(1, MIB / 2).now_or_never().unwrap().unwrap();
+        assert!(permit.resize(MIB).now_or_never().is_none());
+        drop(other);
+        permit.resize(MIB).await.unwrap();
+        drop(permit);
+        assert_eq!(budget.0.total.available_permits(), 4 * MIB / UNIT_BYTES);
+    }
+
+    #[tokio::test]
+    async fn owners_that_hold_nothing_are_forgotten() {
+        let budget = Budget::new(MIB);
+        for owner in 0..10_000 {
+            budget.acquire(owner, 1).await.unwrap();
+        }
+        assert!(budget.0.owners.lock().unwrap().len() < 100);
+    }
+}
