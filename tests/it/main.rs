@@ -9,6 +9,7 @@ mod auth;
 mod cli;
 mod crash;
 mod drain;
+mod faults;
 mod gateway;
 mod import;
 mod structure;

@@ -14,7 +14,7 @@ use dnc::{
     server::{Bound, Ended},
     store::{KeyOwner, Store, StoreOptions},
 };
-pub use proxy::Proxy;
+pub use proxy::{Flow, Proxy};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

@@ -1,42 +1,96 @@
-//! A link to the database that can be cut: a TCP proxy.
+//! A TCP link with faults: it cuts, stalls, slows down, loses what is sent, stops taking connections, or leads to another server.
+//!
+//! A fault applies to the connections that exist, to new ones, or to both. A side that closes a stalled connection is not reported to the
+//! other side: the link is silent, as with a pulled cable. So the database keeps the sessions of a client that is gone.
 
-use std::net::SocketAddr;
+#![allow(dead_code, reason = "each program that includes this file uses a part of it")]
+
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::Interest,
+    net::{TcpSocket, TcpStream},
     sync::watch,
 };
 
+/// What the link does with the bytes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Forwards them.
+    Pass,
+    /// Forwards this many a second in each direction.
+    Slow(usize),
+    /// Forwards nothing and closes nothing. What was sent arrives once the bytes pass again.
+    Stall,
+    /// Takes them and throws them away.
+    Lose,
+    /// Closes the connection, on both sides.
+    Cut,
+}
+
+/// A TCP proxy on a port of its own. Connections end with the runtime that made them.
 pub struct Proxy {
     address: SocketAddr,
-    is_up: watch::Sender<bool>,
+    link: Arc<Link>,
 }
+
+struct Link {
+    target: Mutex<String>,
+    for_new: watch::Sender<Flow>,
+    is_taking: watch::Sender<bool>,
+    connections: Mutex<Vec<Connection>>,
+    made: AtomicUsize,
+}
+
+struct Connection {
+    /// Nobody listens to that of a closed connection.
+    flow: watch::Sender<Flow>,
+    client_has_it: Arc<AtomicBool>,
+}
+
+/// Connections that wait to be taken before the kernel drops further attempts.
+const BACKLOG: u32 = 64;
 
 impl Proxy {
     /// A link that is up, to the server of `url`.
     pub async fn to(url: &str) -> Self {
-        let target = url::Url::parse(url).unwrap();
-        let target = format!("{}:{}", target.host_str().unwrap(), target.port().unwrap_or(5432));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(BACKLOG).unwrap();
         let address = listener.local_addr().unwrap();
-        let (is_up, seen) = watch::channel(true);
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let (mut seen, target) = (seen.clone(), target.clone());
-                tokio::spawn(async move {
-                    if !*seen.borrow() {
-                        return;
+        let link = Arc::new(Link {
+            target: Mutex::new(host_and_port(url)),
+            for_new: watch::Sender::new(Flow::Pass),
+            is_taking: watch::Sender::new(true),
+            connections: Mutex::default(),
+            made: AtomicUsize::new(0),
+        });
+        tokio::spawn({
+            let link = link.clone();
+            async move {
+                let mut is_taking = link.is_taking.subscribe();
+                loop {
+                    let _ = is_taking.wait_for(|is_taking| *is_taking).await;
+                    let accepted = tokio::select! {
+                        accepted = listener.accept() => accepted,
+                        _ = is_taking.changed() => continue,
+                    };
+                    if let Ok((near, _)) = accepted {
+                        link.made.fetch_add(1, Ordering::Relaxed);
+                        tokio::spawn(link.clone().serve(near));
                     }
-                    let mut far = TcpStream::connect(target).await.unwrap();
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
-                        _ = seen.wait_for(|is_up| !is_up) => {}
-                    }
-                });
+                }
             }
         });
-        Self { address, is_up }
+        Self { address, link }
     }
 
     /// `url`, through this link.
@@ -47,12 +101,170 @@ impl Proxy {
         url.to_string()
     }
 
-    /// Cuts every connection, and refuses new ones.
-    pub fn cut(&self) {
-        self.is_up.send_replace(false);
+    /// What happens to the connections that exist and to new ones.
+    pub fn all(&self, flow: Flow) {
+        self.new_ones(flow);
+        self.existing(flow);
     }
 
+    /// What happens to the connections that exist.
+    pub fn existing(&self, flow: Flow) {
+        for connection in self.link.connections.lock().unwrap().iter() {
+            connection.flow.send_replace(flow);
+        }
+    }
+
+    /// What happens to connections from now on.
+    pub fn new_ones(&self, flow: Flow) {
+        self.link.for_new.send_replace(flow);
+        self.link.is_taking.send_replace(true);
+    }
+
+    /// Cuts every connection, and refuses new ones.
+    pub fn cut(&self) {
+        self.all(Flow::Cut);
+    }
+
+    /// Lets everything pass again, also on connections that were stalled.
     pub fn mend(&self) {
-        self.is_up.send_replace(true);
+        self.all(Flow::Pass);
+    }
+
+    /// A fail-over as a client sees it: the connections that exist stay silent for ever, new ones lead to the server of `url`.
+    pub fn fail_over(&self, url: &str) {
+        self.existing(Flow::Stall);
+        *self.link.target.lock().unwrap() = host_and_port(url);
+        self.new_ones(Flow::Pass);
+    }
+
+    /// Existing connections stall, and attempts at new ones are not even answered by the kernel: whoever connects waits.
+    pub async fn unreachable(&self) {
+        self.existing(Flow::Stall);
+        self.link.is_taking.send_replace(false);
+        // The kernel answers for the listener until its backlog is full.
+        let mut filling = Vec::new();
+        while let Ok(Ok(connection)) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(self.address)).await {
+            filling.push(connection);
+        }
+        let mut is_taking = self.link.is_taking.subscribe();
+        tokio::spawn(async move {
+            let _ = is_taking.wait_for(|is_taking| *is_taking).await;
+            drop(filling);
+        });
+    }
+
+    /// Connections that the client has open now.
+    pub fn open(&self) -> usize {
+        self.link
+            .connections
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|connection| !connection.flow.is_closed() && connection.client_has_it.load(Ordering::Relaxed))
+            .count()
+    }
+
+    /// Connections that were made since the link is there.
+    pub fn made(&self) -> usize {
+        self.link.made.load(Ordering::Relaxed)
+    }
+}
+
+fn host_and_port(url: &str) -> String {
+    let url = url::Url::parse(url).unwrap();
+    format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5432))
+}
+
+impl Link {
+    async fn serve(self: Arc<Self>, near: TcpStream) {
+        let client_has_it = Arc::new(AtomicBool::new(true));
+        let mut flow = {
+            let mut connections = self.connections.lock().unwrap();
+            connections.retain(|connection| !connection.flow.is_closed());
+            let (sender, flow) = watch::channel(*self.for_new.borrow());
+            connections.push(Connection { flow: sender, client_has_it: client_has_it.clone() });
+            flow
+        };
+        let _ = near.set_nodelay(true);
+        let mut far: Option<TcpStream> = None;
+        let (mut up, mut down) = (Pipe::default(), Pipe::default());
+        loop {
+            let now = *flow.borrow_and_update();
+            let is_gone = !client_has_it.load(Ordering::Relaxed);
+            match now {
+                Flow::Cut => return,
+                // Nobody hears of a client that goes away now, until the link works again.
+                Flow::Stall => tokio::select! {
+                    () = closed(&near), if !is_gone => client_has_it.store(false, Ordering::Relaxed),
+                    changed = flow.changed() => if changed.is_err() { return },
+                },
+                _ if is_gone => return,
+                Flow::Pass | Flow::Slow(_) | Flow::Lose => {
+                    if far.is_none() {
+                        let target = self.target.lock().unwrap().clone();
+                        far = TcpStream::connect(target).await.ok();
+                    }
+                    let Some(far) = &far else { return };
+                    let _ = far.set_nodelay(true);
+                    tokio::select! {
+                        () = up.run(&near, far, now) => return,
+                        () = down.run(far, &near, now) => return,
+                        changed = flow.changed() => if changed.is_err() { return },
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One direction of a connection, with the bytes that were read and not forwarded yet.
+#[derive(Default)]
+struct Pipe(Vec<u8>);
+
+impl Pipe {
+    /// Forwards until one of the ends is closed. May be dropped at any time and run again.
+    async fn run(&mut self, from: &TcpStream, to: &TcpStream, flow: Flow) {
+        let waiting = &mut self.0;
+        loop {
+            while !waiting.is_empty() {
+                if to.writable().await.is_err() {
+                    return;
+                }
+                match to.try_write(waiting) {
+                    Ok(written) => drop(waiting.drain(..written)),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(_) => return,
+                }
+            }
+            let most = match flow {
+                Flow::Slow(bytes_per_sec) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    (bytes_per_sec / 20).max(1)
+                }
+                _ => 64 << 10,
+            };
+            if from.readable().await.is_err() {
+                return;
+            }
+            waiting.resize(most, 0);
+            let read = from.try_read(waiting);
+            waiting.truncate(if flow == Flow::Lose { 0 } else { *read.as_ref().unwrap_or(&0) });
+            match read {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Waits until the other end has closed a connection that nobody reads.
+async fn closed(connection: &TcpStream) {
+    while let Ok(ready) = connection.ready(Interest::READABLE).await {
+        if ready.is_read_closed() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
