@@ -3,12 +3,14 @@
 //! One function makes it on every way in, so what was stored is found. Lengths are octets of the canonical form (RFC 5321
 //! section 4.5.3.1). Local parts are compared without regard to case although RFC 5321 lets a host tell them apart: no
 //! carrier of note does, and writing to `Bob@` after `bob@` said no is the worse mistake. `+tags` and dots are not folded,
-//! since only the carrier knows what they mean. Quoted local parts are refused.
+//! since only the carrier knows what they mean. Quoted local parts are refused. So are invisible characters that no script needs: they come with
+//! pasted text, and an entry with one would look right in every list and never match. The rules may become stricter; see
+//! [`Address::parse_stored`].
 
 use std::fmt;
 
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
-use psl::{List, Psl, Type};
+use psl::{Info, List, Psl, Type};
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use super::failure::Failure;
@@ -62,13 +64,29 @@ impl Address {
     /// questions about what is stored; what is to be stored has a type.
     ///
     /// # Errors
-    /// As [`Address::parse`]. A public suffix is no fault here: it is never stored, and may be asked about.
+    /// As [`Address::parse`]. A public suffix is no fault here: it may be asked about, and an earlier release may have stored it.
     pub fn parse_any(text: String) -> Result<Self, Failure> {
         let trimmed = trim(&text);
         if trimmed.strip_prefix('@').unwrap_or(trimmed).contains('@') {
             return Self::parse(Kind::Email, text);
         }
         parse_domain(&text).map(Self).map_err(Failure::InvalidEmail)
+    }
+
+    /// As [`Address::parse_any`], but also takes what earlier releases stored and this one refuses: an e-mail address with an invisible
+    /// character before the `@`. For removals alone, so that every stored entry can be removed by its name. A check refuses such a text,
+    /// which counts as suppressed, whether it is stored or not.
+    ///
+    /// # Errors
+    /// As [`Address::parse_any`].
+    pub fn parse_stored(text: String) -> Result<Self, Failure> {
+        let trimmed = trim(&text);
+        match trimmed.rsplit_once('@') {
+            Some((local, _)) if local.contains(is_needless_invisible) => {
+                email_of(trimmed, check_stored_local).map_err(Failure::InvalidEmail)
+            }
+            _ => Self::parse_any(text),
+        }
     }
 
     /// What to look for in canonical forms when somebody looks for this part of an address: in lower case, a domain (behind an `@`, or
@@ -117,7 +135,10 @@ fn parse_email(mut text: String) -> Result<Address, &'static str> {
         text.make_ascii_lowercase();
         return Ok(Address(text));
     }
-    let trimmed = trim(&text);
+    email_of(trim(&text), check_local)
+}
+
+fn email_of(trimmed: &str, check_local: impl Fn(&str) -> Result<(), &'static str>) -> Result<Address, &'static str> {
     if trimmed.is_empty() {
         return Err("is empty");
     }
@@ -224,6 +245,20 @@ fn canonical_local(local: &str) -> String {
 }
 
 fn check_local(local: &str) -> Result<(), &'static str> {
+    if local.contains(is_needless_invisible) {
+        return Err("has an invisible character before the @; type the address anew instead of pasting it");
+    }
+    check_stored_local(local)
+}
+
+/// Zero-width space, word joiner, BOM and soft hyphen. The zero-width joiner and non-joiner are not among them: Persian and Indic scripts
+/// write with them.
+fn is_needless_invisible(c: char) -> bool {
+    matches!(c, '\u{200b}' | '\u{2060}' | '\u{feff}' | '\u{ad}')
+}
+
+/// The rules that have held for every stored local part since the first release.
+fn check_stored_local(local: &str) -> Result<(), &'static str> {
     if local.is_empty() {
         return Err("has nothing before the @");
     }
@@ -292,9 +327,16 @@ fn parent(domain: &str) -> Option<&str> {
     domain.split_once('.').map(|(_, above)| above).filter(|above| above.contains('.'))
 }
 
+/// True when every name directly under `domain` may belong to somebody else: a rule of the list names the domain, or a wildcard rule stands
+/// directly under it (`*.kobe.jp`, so `kobe.jp`). An exception such as `!city.kobe.jp` is one owner's domain.
 fn is_public_suffix(domain: &str) -> bool {
-    List.suffix(domain.as_bytes())
-        .is_some_and(|suffix| suffix.typ() == Some(Type::Icann) && suffix.as_bytes().len() == domain.len())
+    // A label that only a wildcard can match: no domain name on the list has it.
+    const ANY: &[u8] = b"_";
+    let labels = || domain.as_bytes().rsplit(|&byte| byte == b'.');
+    let itself = List.find(labels());
+    let under = List.find(labels().chain([ANY]));
+    let icann = |info: Info, octets: usize| info.typ == Some(Type::Icann) && info.len == octets;
+    icann(itself, domain.len()) || icann(under, ANY.len() + 1 + domain.len())
 }
 
 /// Cuts what people paste along without seeing it: white space, NBSP, zero-width characters, direction marks and BOM.
@@ -377,7 +419,40 @@ mod tests {
         assert_eq!(code("anything.ck"), Err("PUBLIC_SUFFIX"));
         assert!(code("www.ck").is_ok(), "an exception of the list");
         assert!(code("github.io").is_ok(), "private section");
+        for under_a_wildcard in ["sch.uk", "kobe.jp", "KOBE.JP.", "yokohama.jp", "x.kobe.jp", "x.sch.uk"] {
+            assert_eq!(code(under_a_wildcard), Err("PUBLIC_SUFFIX"), "{under_a_wildcard}");
+        }
+        for owned in
+            ["city.kobe.jp", "www.city.kobe.jp", "a.x.kobe.jp", "foo.com", "example.jp", "compute.amazonaws.com", "a.unknown"]
+        {
+            assert!(code(owned).is_ok(), "{owned}");
+        }
         assert!(email("someone@co.uk").is_ok(), "an address blocks itself alone");
+    }
+
+    #[test]
+    fn an_invisible_character_is_refused_unless_a_script_needs_it() {
+        for c in ['\u{200b}', '\u{2060}', '\u{feff}', '\u{ad}'] {
+            for text in [format!("a{c}b@example.com"), format!("a{c}@example.com"), format!("A{c}Ü@example.com")] {
+                assert_eq!(email(&text).map_err(Failure::code), Err("INVALID_EMAIL"), "{c:?}");
+                assert_eq!(Address::parse_any(text).map_err(Failure::code), Err("INVALID_EMAIL"), "{c:?}");
+            }
+        }
+        for text in ["نامه\u{200c}ای@example.com", "क्\u{200d}ष@example.com", "a\u{200c}@example.com"] {
+            assert_eq!(email(text), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_release_stored_can_be_removed() {
+        let stored = |text: &str| Address::parse_stored(text.to_owned()).map(|address| address.0).map_err(Failure::code);
+        assert_eq!(stored(" A\u{200b}Ü@MÜNCHEN.de\n"), Ok("a\u{200b}ü@xn--mnchen-3ya.de".to_owned()));
+        assert_eq!(stored("\u{ad}a@b.co"), Ok("\u{ad}a@b.co".to_owned()));
+        assert_eq!(stored("sch.uk"), Ok("sch.uk".to_owned()));
+        assert_eq!(stored("A@b.co"), Ok("a@b.co".to_owned()));
+        for never in ["a\u{200b} b@c.de", "a\u{200b}@c", ".\u{200b}@b.co", "nonsense", "\u{200b}"] {
+            assert_eq!(stored(never), Err("INVALID_EMAIL"), "{never:?}");
+        }
     }
 
     #[test]

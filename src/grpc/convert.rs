@@ -78,10 +78,21 @@ pub(super) fn replay(replay: Replay) -> Result<proto::ImportEntriesResponse, Err
 
 /// A request's addresses, each with its place among them, or the cause why it is none.
 pub(super) fn addresses(emails: Vec<String>) -> Result<Vec<Result<Address, Failure>>, Error> {
+    addresses_count(&emails)?;
+    Ok(emails.into_iter().map(Address::parse_any).collect())
+}
+
+/// The addresses that a removal names. A text that is none is not stored, so it is left out.
+pub(super) fn stored_addresses(emails: Vec<String>) -> Result<Vec<Address>, Error> {
+    addresses_count(&emails)?;
+    Ok(emails.into_iter().flat_map(Address::parse_stored).collect())
+}
+
+fn addresses_count(emails: &[String]) -> Result<(), Error> {
     if emails.len() > ADDRESSES_MAX {
         return Err(Error::invalid("emails", format!("At most {ADDRESSES_MAX} addresses fit one call, got {}.", emails.len())));
     }
-    Ok(emails.into_iter().map(Address::parse_any).collect())
+    Ok(())
 }
 
 /// Which entries a caller means.

@@ -37,7 +37,7 @@ pub(super) async fn run(
             if request.filter.is_some() {
                 return Err(Error::invalid("filter", "A filter goes with `all` and not with `emails`."));
             }
-            let addresses: Vec<Address> = convert::addresses(request.emails)?.into_iter().flatten().collect();
+            let addresses = convert::stored_addresses(request.emails)?;
             let mut named: Vec<&str> = addresses.iter().map(Address::as_str).collect();
             named.sort_unstable();
             named.dedup();

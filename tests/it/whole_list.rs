@@ -214,6 +214,29 @@ async fn the_lists_http_form_is_the_documented_one() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_release_stored_is_suppressed_listed_and_removable() {
+    let server = TestServer::start().await;
+    server.import(vec![request(vec![email("old@example.com"), domain("old.example.com")])]).await.unwrap();
+    // What the rules of an earlier release let in.
+    let (address, suffix) = ("o\u{200b}ld@example.com", "kobe.jp");
+    for (from, to) in [("old@example.com", address), ("old.example.com", suffix)] {
+        let updated = sqlx::query("UPDATE entries SET address = $1 WHERE address = $2").bind(to).bind(from);
+        assert_eq!(updated.execute(&mut server.connection().await).await.unwrap().rows_affected(), 1);
+    }
+    let results = check(&server, &[address, suffix, "x@y.kobe.jp"]).await;
+    assert!(results.iter().all(|result| result.suppressed));
+    assert_eq!(results[0].error.as_ref().map(|error| error.code.as_str()), Some("INVALID_EMAIL"));
+    assert_eq!(results[2].entry.as_ref().map(|entry| entry.email.as_str()), Some(suffix));
+    let filter = EntryFilter { search: "O\u{200b}L".to_owned(), ..Default::default() };
+    let list = ListEntriesRequest { filter: Some(filter), ..Default::default() };
+    let listed = server.client().await.list_entries(with_key(list, &server.key)).await.unwrap().into_inner();
+    assert_eq!(listed.entries.iter().map(|entry| entry.email.as_str()).collect::<Vec<_>>(), [address]);
+    let emails = vec![address.to_uppercase(), suffix.to_owned()];
+    let deletion = DeleteEntriesRequest { emails, ..Default::default() };
+    assert_eq!(server.client().await.delete_entries(with_key(deletion, &server.key)).await.unwrap().into_inner().deleted, 2);
+}
+
+#[tokio::test]
 async fn deletions_are_one_of_two_modes_and_leave_a_trace() {
     let server = TestServer::start().await;
     let delete = |body: Value| {
