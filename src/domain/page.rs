@@ -1,17 +1,25 @@
 //! Which part of a list is meant: the filter, and the token that names the next page.
 //!
-//! A token carries the last key of a page and the total that the first page counted. It is signed together with the filter and the workspace it
-//! was made for, so it is refused with any other, and when it was tampered with.
+//! A token carries the last key of a page and the total that the first page counted. It is
+//! encrypted, since tokens end up in logs and browser histories, where no address may stand; and it
+//! is bound to the filter and the workspace it was made for, so it is refused with any other, and
+//! when it was tampered with. Its nonce is random, and long enough (192 bits) for any number of
+//! tokens under one key.
 
-use hmac::{Hmac, KeyInit, Mac};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chacha20poly1305::{
+    XChaCha20Poly1305, XNonce,
+    aead::{Aead, KeyInit, Payload},
+};
+use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use time::OffsetDateTime;
 
 use super::{address::Kind, error::Error, key::WorkspaceId};
 
-/// The version of the token's layout; a token of another version is refused.
-const VERSION: u8 = 1;
-const SIGNATURE_BYTES: usize = 16;
+/// Names the use of the key and the token's layout; a token of another layout is refused.
+const PURPOSE: &[u8] = b"dnc page token 2";
+const NONCE_BYTES: usize = 24;
 const TOTAL_BYTES: usize = 8;
 
 /// Which entries are meant: those that fit everything that is set.
@@ -40,13 +48,16 @@ pub struct Position {
 
 impl Position {
     /// The token for a page of this list.
-    pub fn to_token(&self, secret: &[u8], workspace: WorkspaceId, filter: &Filter) -> String {
-        let mut bytes = vec![VERSION];
-        bytes.extend_from_slice(&self.total.to_be_bytes());
-        bytes.extend_from_slice(self.after.as_bytes());
-        let signature = signature(secret, &bytes, workspace, filter).finalize().into_bytes();
-        bytes.extend_from_slice(&signature[..SIGNATURE_BYTES]);
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the system has no random numbers.
+    pub fn to_token(&self, secret: &[u8], workspace: WorkspaceId, filter: &Filter) -> Result<String, Error> {
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce).map_err(|error| Error::internal(error.to_string()))?;
+        let msg = [&self.total.to_be_bytes(), self.after.as_bytes()].concat();
+        let payload = Payload { msg: &msg, aad: &list_bytes(workspace, filter) };
+        let sealed = cipher(secret).encrypt(&XNonce::from(nonce), payload).map_err(|error| Error::internal(error.to_string()))?;
+        Ok(URL_SAFE_NO_PAD.encode([nonce.as_slice(), &sealed].concat()))
     }
 
     /// Reads a token back.
@@ -63,31 +74,31 @@ impl Position {
     }
 
     fn read(token: &str, secret: &[u8], workspace: WorkspaceId, filter: &Filter) -> Option<Self> {
-        let digits = token.as_bytes().as_chunks::<2>();
-        // One text for one token: no capitals, nothing left over.
-        if !digits.1.is_empty() || !token.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-            return None;
-        }
-        let bytes: Vec<u8> =
-            digits.0.iter().map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect::<Option<_>>()?;
-        let (payload, signed) = bytes.split_at_checked(bytes.len().checked_sub(SIGNATURE_BYTES)?)?;
-        signature(secret, payload, workspace, filter).verify_truncated_left(signed).ok()?;
-        let (version, rest) = payload.split_first()?;
-        let (total, after) = rest.split_first_chunk::<TOTAL_BYTES>()?;
-        (*version == VERSION)
-            .then(|| Some(Self { after: String::from_utf8(after.to_vec()).ok()?, total: i64::from_be_bytes(*total) }))
-            .flatten()
+        // The engine takes one text for one token alone: nothing after the last bit, no padding.
+        let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+        let (nonce, sealed) = bytes.split_first_chunk::<NONCE_BYTES>()?;
+        let payload = Payload { msg: sealed, aad: &list_bytes(workspace, filter) };
+        let opened = cipher(secret).decrypt(&XNonce::from(*nonce), payload).ok()?;
+        let (total, after) = opened.split_first_chunk::<TOTAL_BYTES>()?;
+        Some(Self { after: String::from_utf8(after.to_vec()).ok()?, total: i64::from_be_bytes(*total) })
     }
 }
 
-fn signature(secret: &[u8], payload: &[u8], workspace: WorkspaceId, filter: &Filter) -> Hmac<Sha256> {
-    // A key of any length is good for an HMAC (RFC 2104), so this cannot fail; an empty MAC would refuse every token.
+/// The cipher whose key is derived from the secret for this use alone.
+fn cipher(secret: &[u8]) -> XChaCha20Poly1305 {
+    // A key of any length is good for an HMAC (RFC 2104), so this cannot fail; another key would refuse every token.
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).unwrap_or_else(|_| Hmac::new(&Default::default()));
-    let mut part = |bytes: &[u8]| {
-        mac.update(&(bytes.len() as u64).to_be_bytes());
-        mac.update(bytes);
+    mac.update(PURPOSE);
+    XChaCha20Poly1305::new(&mac.finalize().into_bytes())
+}
+
+/// The list that a token belongs to, as bytes that differ for any two lists.
+fn list_bytes(workspace: WorkspaceId, filter: &Filter) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut part = |part: &[u8]| {
+        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(part);
     };
-    part(payload);
     part(&workspace.0.to_be_bytes());
     part(&[match filter.kind {
         None => 0,
@@ -102,7 +113,7 @@ fn signature(secret: &[u8], payload: &[u8], workspace: WorkspaceId, filter: &Fil
         part(&[u8::from(time.is_some())]);
         part(&time.map_or(0, OffsetDateTime::unix_timestamp_nanos).to_be_bytes());
     }
-    mac
+    bytes
 }
 
 #[cfg(test)]
@@ -114,7 +125,7 @@ mod tests {
         let (secret, workspace) = (b"secret".as_slice(), WorkspaceId(7));
         let filter = Filter { reason: Some("bounce".to_owned()), ..Filter::default() };
         let position = Position { after: "jürgen@example.de".to_owned(), total: 5_000_000 };
-        let token = position.to_token(secret, workspace, &filter);
+        let token = position.to_token(secret, workspace, &filter).expect("random numbers");
         let read =
             |token: &str, secret: &[u8], workspace, filter: &Filter| Position::from_token(token, secret, workspace, filter).ok();
         assert_eq!(read(&token, secret, workspace, &filter), Some(position));
@@ -123,7 +134,7 @@ mod tests {
         assert_eq!(read(&token, secret, workspace, &Filter::default()), None);
         let moved = Filter { search: filter.reason.clone(), ..Filter::default() };
         assert_eq!(read(&token, secret, workspace, &moved), None);
-        assert_eq!(read(&token.to_uppercase(), secret, workspace, &filter), None);
+        assert_eq!(read(&format!("{token}="), secret, workspace, &filter), None);
         for place in 0..token.len() {
             let mut tampered = token.clone().into_bytes();
             tampered[place] = if tampered[place] == b'0' { b'1' } else { b'0' };
@@ -133,5 +144,21 @@ mod tests {
         for nonsense in ["", "0", "zz", "ü", &token[2..], &token[..token.len() - 2]] {
             assert_eq!(read(nonsense, secret, workspace, &filter), None, "{nonsense}");
         }
+    }
+
+    #[test]
+    fn a_token_shows_no_address() {
+        let position = Position { after: "someone@example.com".to_owned(), total: 1 };
+        let token = || position.to_token(b"secret", WorkspaceId(7), &Filter::default()).expect("random numbers");
+        let bytes = URL_SAFE_NO_PAD.decode(token()).expect("base64url");
+        assert!(!bytes.windows(7).any(|part| part == b"example" || part == b"someone"));
+        assert_ne!(token(), token(), "two tokens for one place do not show that they are");
+    }
+
+    #[test]
+    fn a_token_of_the_first_layout_is_refused() {
+        // Version 1: hexadecimal, signed, and the address in it for all to see.
+        let old = "01000000000000000161406578616d706c652e636f6d0123456789abcdef0123456789abcdef";
+        assert!(Position::from_token(old, b"secret", WorkspaceId(7), &Filter::default()).is_err());
     }
 }

@@ -39,6 +39,9 @@ const EXPANSION_FREE_BYTES: u64 = 16 << 20;
 /// The largest window of a zstd frame, as a power of two: 8 MiB, which RFC 9659 sets for this content encoding. The decoder keeps as much in memory.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
+/// What zstd says of a frame whose window is larger. The crate keeps the error's number to itself.
+const WINDOW: &str = "Frame requires too much memory for decoding";
+
 const READ_BYTES: usize = 64 << 10;
 
 /// How a decoder is told that the body under it broke off.
@@ -132,6 +135,7 @@ impl Unpacking {
         let mut bytes = BytesMut::with_capacity(READ_BYTES);
         let count = self.decoder.read_buf(&mut bytes).await.map_err(|error| match error.kind() {
             BROKEN => Problem::broken_body(),
+            _ if error.to_string() == WINDOW => Problem::window(),
             _ => Problem::not_unpacked(),
         })?;
         self.bytes_out += count as u64;

@@ -8,10 +8,41 @@ use axum::{
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt;
 
 use super::{body::ENCODINGS, pass_back};
+
+/// Who made a status, as its details say.
+const DOMAIN: &str = "dnc";
+
+/// What HTTP calls a field that the service names, and what is said instead of the service's words where those speak of fields of the gRPC API.
+const FIELDS: [(&str, &str, Option<&str>); 13] = [
+    ("emails", "emails", Some("Send either emails with 1 to 10,000 addresses, or selectAll with true.")),
+    (
+        "filter",
+        "emails",
+        Some("The fields search, type, reason, createdFrom and createdTo go with selectAll, not with emails. Leave them out."),
+    ),
+    ("filter.type", "type", None),
+    ("filter.reason", "reason", None),
+    ("filter.search", "search", None),
+    ("filter.create_time_from", "createdFrom", None),
+    ("filter.create_time_to", "createdTo", None),
+    ("page_token", "cursor", Some("The cursor is damaged, or was made for another filter or workspace. Begin again without one.")),
+    ("page_size", "limit", None),
+    ("options.default_reason", "reason", None),
+    (
+        "options.request_id",
+        "Idempotency-Key",
+        Some("The key has at most 128 characters, and no control characters. Send a shorter one."),
+    ),
+    ("x-workspace-id", "X-Workspace-Id", None),
+    ("message", "body", Some("The body is too large for one call, or cannot be read. Send it in several requests.")),
+];
+
+/// The longest name of a field or parameter that is told back.
+const NAME_CHARS_MAX: usize = 40;
 
 /// A request that was not answered.
 #[derive(Debug)]
@@ -19,14 +50,14 @@ pub(super) struct Problem {
     status: StatusCode,
     message: String,
     details: Option<Value>,
-    /// Carries headers that go back to the caller.
-    cause: Option<Status>,
+    /// Some of these go back to the caller.
+    metadata: Option<Box<MetadataMap>>,
     retry_after_secs: Option<u64>,
 }
 
 impl Problem {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), details: None, cause: None, retry_after_secs: None }
+        Self { status, message: message.into(), details: None, metadata: None, retry_after_secs: None }
     }
 
     /// The request must be changed at `place`.
@@ -34,6 +65,44 @@ impl Problem {
         let mut problem = Self::new(StatusCode::BAD_REQUEST, format!("{place}: {what}"));
         problem.details = Some(json!({ "reason": "INVALID", "fields": [{ "field": place, "message": what }] }));
         problem
+    }
+
+    /// The request has a field or parameter that is not `known`. Its name is told back only if it can be no address and no key; else `place` is.
+    pub(super) fn unknown(what: &str, place: &str, name: &str, known: &[&str]) -> Self {
+        let is_harmless = (1..=NAME_CHARS_MAX).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+            && !name.contains("sk_");
+        let place = if is_harmless { name } else { place };
+        // `created_from` and `Created-From` mean createdFrom. Comparing long texts takes long.
+        let plain = |name: &str| -> String {
+            name.chars().filter(|c| c.is_alphanumeric()).take(NAME_CHARS_MAX).flat_map(char::to_lowercase).collect()
+        };
+        let meant = plain(name);
+        let Some(nearest) = known.iter().min_by_key(|known| strsim::osa_distance(&meant, &plain(known))) else {
+            return Self::invalid(place, &format!("unknown {what}; this call takes no {what}s"));
+        };
+        Self::invalid(place, &format!("unknown {what}; did you mean {nearest}? Known are {}.", known.join(", ")))
+    }
+
+    /// Adds what the service said when the call was broken off because of this problem: what the caller has left of its rate, and what
+    /// was stored until then.
+    pub(super) fn beside(mut self, broken_off: &Status) -> Self {
+        if let Some(info) = broken_off.get_error_details().error_info().filter(|info| info.domain == DOMAIN) {
+            let counts =
+                ["imported", "skipped", "failed"].map(|name| (name, info.metadata.get(name).and_then(|n| n.parse::<u64>().ok())));
+            if counts.iter().any(|(_, count)| count.is_some_and(|count| count > 0)) {
+                let details = self.details.get_or_insert_with(|| json!({}));
+                for (name, count) in counts {
+                    details[name] = json!(count);
+                }
+            }
+        }
+        self.with_metadata(broken_off.metadata().clone())
+    }
+
+    /// Lets some of these headers of the service go back to the caller.
+    pub(super) fn with_metadata(self, metadata: MetadataMap) -> Self {
+        Self { metadata: Some(Box::new(metadata)), ..self }
     }
 
     /// What it says, without the form around it.
@@ -70,6 +139,13 @@ impl Problem {
         Self::new(
             StatusCode::BAD_REQUEST,
             "The body is not what its Content-Encoding says, or breaks off. Pack it again, and send the whole request again.",
+        )
+    }
+
+    pub(super) fn window() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "The window of the body's zstd frame is larger than 8 MiB. Pack it with a smaller one (zstd --long=23, or no --long at all).",
         )
     }
 
@@ -115,12 +191,28 @@ impl Problem {
     }
 }
 
+/// Whether the service did not let the caller in.
+pub(super) fn is_refusal(status: &Status) -> bool {
+    let named = |field: &str| {
+        let details = status.get_error_details();
+        details.bad_request().is_some_and(|request| request.field_violations.iter().any(|violation| violation.field == field))
+    };
+    matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted) || named("x-workspace-id")
+}
+
+/// See [`FIELDS`].
+fn http_words<'a>(field: &'a str, message: &'a str) -> (&'a str, &'a str) {
+    match FIELDS.iter().find(|(name, ..)| *name == field) {
+        Some((_, field, words)) => (field, words.unwrap_or(message)),
+        None => (field, message),
+    }
+}
+
 impl From<Status> for Problem {
     fn from(cause: Status) -> Self {
         let (status, fallback) = match cause.code() {
-            Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
-                (StatusCode::BAD_REQUEST, "The request is not valid.")
-            }
+            Code::InvalidArgument | Code::OutOfRange => (StatusCode::BAD_REQUEST, "The request is not valid."),
+            Code::FailedPrecondition => (StatusCode::UNPROCESSABLE_ENTITY, "The request does not fit what is there."),
             Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "The call needs a valid API key in X-Api-Key."),
             Code::PermissionDenied => (StatusCode::FORBIDDEN, "This API key may not do that."),
             Code::NotFound => (StatusCode::NOT_FOUND, "There is no such thing."),
@@ -138,7 +230,7 @@ impl From<Status> for Problem {
             }
         };
         let details = cause.get_error_details();
-        let Some(info) = details.error_info().filter(|info| info.domain == "dnc") else {
+        let Some(info) = details.error_info().filter(|info| info.domain == DOMAIN) else {
             tracing::warn!(code = ?cause.code(), message = cause.message(), "a status that is not the service's own");
             let retry_after_secs = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(2);
             return Self { retry_after_secs, ..Self::new(status, fallback) };
@@ -150,12 +242,13 @@ impl From<Status> for Problem {
         }
         let mut message = cause.message().to_owned();
         if let Some(bad_request) = details.bad_request() {
-            let fields = bad_request.field_violations.iter();
-            let fields: Vec<_> = fields.map(|field| json!({ "field": field.field, "message": field.description })).collect();
-            if let [only] = bad_request.field_violations.as_slice() {
-                message = format!("{}: {}", only.field, message);
+            let violations = bad_request.field_violations.iter();
+            let fields: Vec<_> = violations.map(|violation| http_words(&violation.field, &violation.description)).collect();
+            if let [(field, words)] = fields.as_slice() {
+                message = format!("{field}: {words}");
             }
-            shown.insert("fields".to_owned(), fields.into());
+            let fields = fields.into_iter().map(|(field, words)| json!({ "field": field, "message": words }));
+            shown.insert("fields".to_owned(), fields.collect());
         }
         let retry_after = details.retry_info().and_then(|retry| retry.retry_delay);
         Self {
@@ -163,7 +256,7 @@ impl From<Status> for Problem {
             message,
             details: Some(shown.into()),
             retry_after_secs: retry_after.map(|delay| delay.as_secs().max(1)),
-            cause: Some(cause),
+            metadata: Some(Box::new(cause.metadata().clone())),
         }
     }
 }
@@ -185,8 +278,8 @@ impl IntoResponse for Problem {
             details: self.details,
         };
         let mut response = (self.status, Json(body)).into_response();
-        if let Some(cause) = &self.cause {
-            response = pass_back(cause.metadata(), response);
+        if let Some(metadata) = &self.metadata {
+            response = pass_back(metadata, response);
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -199,5 +292,62 @@ impl IntoResponse for Problem {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// The text of a string literal at the start of `code`.
+    fn literal(code: &str) -> Option<&str> {
+        code.trim_start().strip_prefix('"')?.split('"').next()
+    }
+
+    fn is_proto_word(word: &str) -> bool {
+        let word = word.trim_matches(|c: char| !c.is_alphanumeric());
+        (word.contains('_') || word.contains('.'))
+            && word.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'.'))
+    }
+
+    #[test]
+    fn every_field_that_the_service_names_has_a_name_in_http() {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut named = Vec::new();
+        for room in ["grpc", "domain"] {
+            for file in fs::read_dir(src.join(room)).into_iter().flatten().flatten() {
+                let text = fs::read_to_string(file.path()).unwrap_or_default();
+                let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+                for call in ["invalid(", "time_of("] {
+                    named.extend(code.split(call).skip(1).filter_map(literal).map(str::to_owned));
+                }
+                for start in ["\"filter.", "\"options."] {
+                    named.extend(
+                        code.split(start)
+                            .skip(1)
+                            .map(|rest| format!("{}{}", &start[1..], rest.split('"').next().unwrap_or_default())),
+                    );
+                }
+            }
+        }
+        assert!(named.iter().any(|field| field == "page_token") && named.iter().any(|field| field == "filter.create_time_to"));
+        for field in named {
+            let (http, words) = http_words(&field, "…");
+            assert!(FIELDS.iter().any(|(known, ..)| *known == field), "{field} has no name in HTTP");
+            assert!(!http.contains('_') && !http.contains('.'), "{http}");
+            assert!(!words.split_whitespace().any(is_proto_word), "{words}");
+        }
+    }
+
+    #[test]
+    fn the_words_of_the_service_become_words_of_http() {
+        let details = tonic_types::ErrorDetails::with_error_info("INVALID", "dnc", []);
+        let mut details = details;
+        details.add_bad_request_violation("page_token", "The page token is damaged.");
+        let problem = Problem::from(Status::with_error_details(Code::InvalidArgument, "The page token is damaged.", details));
+        assert!(problem.message.starts_with("cursor: The cursor is damaged"), "{}", problem.message);
+        assert!(!format!("{:?}", problem.details).contains("page"), "{:?}", problem.details);
     }
 }

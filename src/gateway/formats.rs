@@ -15,9 +15,11 @@ use serde::Serialize;
 use tonic::Streaming;
 
 use super::{
+    answers::{time_text, type_name},
     body::{IDLE_TIMEOUT, Octets},
     error::Problem,
-    json::{self, Query, time_text, type_name},
+    query::Query,
+    requests,
 };
 use crate::{
     proto::{Entry, ExportEntriesResponse, ImportEntriesRequest, ImportOptions},
@@ -36,7 +38,7 @@ pub enum Format {
 impl Format {
     /// `?format=`, CSV unless it is there.
     pub(super) fn of_query(query: &Query) -> Result<Self, Problem> {
-        match query.get("format")?.as_deref() {
+        match query.get("format").as_deref() {
             None | Some("csv") => Ok(Self::Csv),
             Some("ndjson") => Ok(Self::Ndjson),
             Some(_) => Err(Problem::invalid("format", "expected csv or ndjson")),
@@ -265,7 +267,7 @@ fn ndjson_line(number: u64, line: Option<&[u8]>, read: &mut Read) {
     if line.trim_ascii().is_empty() {
         return;
     }
-    match json::entry(line) {
+    match requests::entry(line) {
         Ok(entry) => read.entry(entry),
         Err(cause) => read.fault(cause),
     }
@@ -293,7 +295,7 @@ fn csv_record(columns: &mut Option<Columns>, record: Record<'_>, read: &mut Read
     match (record.cell(columns.email).is_some(), text(Some(columns.email)), text(columns.r#type), text(columns.reason)) {
         (true, Ok(email), Ok(r#type), Ok(reason)) => read.entry(Entry {
             email: as_meant(email).to_owned(),
-            r#type: json::type_number(r#type.trim()),
+            r#type: requests::type_number(r#type.trim()),
             reason: as_meant(reason).to_owned(),
             ..Entry::default()
         }),

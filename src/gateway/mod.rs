@@ -4,10 +4,12 @@
 //! back. A body is read by the message stream of the call it becomes, and so only once the service has let the caller in: a refused
 //! call is refused before its body is read. Whatever is wrong with a JSON body breaks that stream off before anything of it is stored.
 
+mod answers;
 mod body;
 mod error;
 mod formats;
-mod json;
+mod query;
+mod requests;
 mod upstream;
 
 use std::{
@@ -31,19 +33,18 @@ use futures_util::{
     FutureExt, Stream, StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
-use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Streaming, client::Grpc, metadata::MetadataMap};
+use tonic::{Status, Streaming, client::Grpc, metadata::MetadataMap};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 use tracing::Instrument;
 
 pub use self::formats::{Format, as_meant, harmless};
-pub use self::json::type_number;
+pub use self::requests::type_number;
 pub use self::upstream::Upstream;
-use self::{body::Octets, error::Problem};
+use self::{body::Octets, error::Problem, query::Query};
 use crate::{
-    proto::{ExportEntriesRequest, ImportEntriesResponse, SummarizeEntriesRequest, dnc_service_client::DncServiceClient},
+    proto::{ExportEntriesRequest, ImportEntriesResponse, SummarizeEntriesRequest},
     running::Running,
     telemetry,
 };
@@ -80,16 +81,10 @@ impl Gateway {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let (messages, fault) = Messages::new(messages);
-        let mut grpc = self.grpc().await?;
-        let request = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), messages);
+        let (request, fault) = request(headers, messages);
         let codec: ProstCodec<Q, A> = ProstCodec::default();
-        let answer = tokio::select! {
-            biased;
-            answer = grpc.client_streaming(request, PathAndQuery::from_static(method), codec) => answer?,
-            Ok(problem) = fault => return Err(self.after_admission(headers, problem).await),
-        };
-        let (metadata, answer, _) = answer.into_parts();
+        let answer = self.grpc().await?.client_streaming(request, PathAndQuery::from_static(method), codec).await;
+        let (metadata, answer, _) = self.reconcile(method, headers, answer, &fault).await?.into_parts();
         Ok((metadata, answer))
     }
 
@@ -104,16 +99,10 @@ impl Gateway {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let (messages, fault) = Messages::new(messages);
-        let mut grpc = self.grpc().await?;
-        let request = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), messages);
+        let (request, fault) = request(headers, messages);
         let codec: ProstCodec<Q, A> = ProstCodec::default();
-        let answer = tokio::select! {
-            biased;
-            answer = grpc.streaming(request, PathAndQuery::from_static(method), codec) => answer?,
-            Ok(problem) = fault => return Err(self.after_admission(headers, problem).await),
-        };
-        let (metadata, answer, _) = answer.into_parts();
+        let answer = self.grpc().await?.streaming(request, PathAndQuery::from_static(method), codec).await;
+        let (metadata, answer, _) = self.reconcile(method, headers, answer, &fault).await?.into_parts();
         Ok((metadata, answer))
     }
 
@@ -125,16 +114,34 @@ impl Gateway {
         Ok(grpc)
     }
 
-    /// Refuses a caller that the service would refuse, before the caller is told what is wrong with its body. A service in this process has
-    /// let the caller in before it asked for the body; one elsewhere may answer after the body was sent on its way, so it is asked again.
-    async fn after_admission(&self, headers: &HeaderMap, problem: Problem) -> Problem {
-        if let Upstream::Elsewhere(_) = self.upstream {
-            let nothing = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), stream::empty());
-            if let Err(refused) = DncServiceClient::new(self.upstream.clone()).import_entries(nothing).await {
-                return refused.into();
-            }
+    /// What the caller is told when its body had a fault: the fault, unless the service did not let it in. A service in this process let
+    /// the caller in before it asked for the body; one elsewhere may answer after the body was sent on its way, so it is asked again.
+    async fn reconcile<T>(
+        &self,
+        method: &'static str,
+        headers: &HeaderMap,
+        answer: Result<T, Status>,
+        fault: &Fault,
+    ) -> Result<T, Problem> {
+        let status = match answer {
+            Ok(answer) => return Ok(answer),
+            Err(status) => status,
+        };
+        let Some(problem) = fault.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Err(status.into()) };
+        if error::is_refusal(&status) {
+            return Err(status.into());
         }
-        problem
+        if let Upstream::Here(_) = self.upstream {
+            return Err(problem.beside(&status));
+        }
+        let nothing = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), stream::empty());
+        let codec: ProstCodec<(), ()> = ProstCodec::default();
+        match self.grpc().await?.client_streaming(nothing, PathAndQuery::from_static(method), codec).await {
+            Ok(answer) => Err(problem.with_metadata(answer.into_parts().0)),
+            Err(refused) if error::is_refusal(&refused) => Err(refused.into()),
+            // A method that answers once misses its message, which is what it was sent.
+            Err(status) => Err(problem.with_metadata(status.metadata().clone())),
+        }
     }
 }
 
@@ -172,6 +179,7 @@ async fn around_each(
         request_id = request_id.to_str().unwrap_or_default(),
     );
     request.headers_mut().insert(telemetry::REQUEST_ID, request_id.clone());
+    let is_private = request.uri().path() == "/v1" || request.uri().path().starts_with("/v1/");
     let started = tokio::time::Instant::now();
     async move {
         let mut response = if draining.is_cancelled() && request.uri().path() != "/healthz" {
@@ -181,7 +189,13 @@ async fn around_each(
             answer.unwrap_or_else(|_| Problem::internal().into_response())
         };
         tracing::info!(status = response.status().as_u16(), elapsed_ms = started.elapsed().as_millis() as u64, "request");
-        response.headers_mut().insert(telemetry::REQUEST_ID, request_id);
+        let headers = response.headers_mut();
+        headers.insert(telemetry::REQUEST_ID, request_id);
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if is_private {
+            // What a workspace is told is for nobody else: a cache between does not know the key.
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
         // The request counts as running until the last of its answer has been taken.
         response.map(|body| Body::new(Running::new(body, running)))
     }
@@ -206,7 +220,7 @@ async fn import_entries(
     body: Body,
 ) -> Result<Response, Problem> {
     let (metadata, answer) = gateway.import(query, &headers, body, "").await?;
-    Ok(pass_back(&metadata, ok(json::import_answer(answer))))
+    Ok(pass_back(&metadata, ok(answers::import_answer(answer))))
 }
 
 async fn add_entries(
@@ -216,7 +230,7 @@ async fn add_entries(
     body: Body,
 ) -> Result<Response, Problem> {
     let (metadata, answer) = gateway.import(query, &headers, body, "manual").await?;
-    Ok(pass_back(&metadata, ok(json::add_answer(answer))))
+    Ok(pass_back(&metadata, ok(answers::add_answer(answer))))
 }
 
 async fn list_entries(
@@ -224,24 +238,40 @@ async fn list_entries(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let limit = json::Query::parse(query.as_deref()).limit();
-    let request = once(async move { json::list_request(&json::Query::parse(query.as_deref())) });
+    let limit = Query::parse(query.as_deref(), &query::PAGE).and_then(|query| query.limit());
+    let request = once(async move { requests::list_request(&Query::parse(query.as_deref(), &query::PAGE)?) });
     let (metadata, answer) = gateway.call("/dnc.v1.DncService/ListEntries", &headers, request).await?;
-    Ok(pass_back(&metadata, Json(json::list_answer(answer, limit?)).into_response()))
+    Ok(pass_back(&metadata, Json(answers::list_answer(answer, limit?)).into_response()))
 }
 
-async fn delete_entries(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+async fn delete_entries(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     let bytes = gateway.json_body(&headers, body);
-    let request = once(async move { json::delete_request(&bytes.await?) });
+    let request = once(async move {
+        Query::parse(query.as_deref(), &[])?;
+        requests::delete_request(&bytes.await?)
+    });
     let (metadata, answer) = gateway.call("/dnc.v1.DncService/DeleteEntries", &headers, request).await?;
-    Ok(pass_back(&metadata, ok(json::delete_answer(answer))))
+    Ok(pass_back(&metadata, ok(answers::delete_answer(answer))))
 }
 
-async fn check_entries(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+async fn check_entries(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     let bytes = gateway.json_body(&headers, body);
-    let request = once(async move { json::check_request(&bytes.await?) });
+    let request = once(async move {
+        Query::parse(query.as_deref(), &[])?;
+        requests::check_request(&bytes.await?)
+    });
     let (metadata, answer) = gateway.call("/dnc.v1.DncService/CheckEntries", &headers, request).await?;
-    Ok(pass_back(&metadata, ok(json::check_answer(answer))))
+    Ok(pass_back(&metadata, ok(answers::check_answer(answer))))
 }
 
 async fn check_entry(
@@ -249,9 +279,9 @@ async fn check_entry(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let request = once(async move { json::check_one_request(&json::Query::parse(query.as_deref())) });
+    let request = once(async move { requests::check_one_request(query.as_deref()) });
     let (metadata, answer) = gateway.call("/dnc.v1.DncService/CheckEntries", &headers, request).await?;
-    let result = json::check_answer(answer).into_iter().next().ok_or_else(Problem::internal)?;
+    let result = answers::check_answer(answer).into_iter().next().ok_or_else(Problem::internal)?;
     Ok(pass_back(&metadata, ok(result)))
 }
 
@@ -260,9 +290,9 @@ async fn export_entries(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let format = Format::of_query(&json::Query::parse(query.as_deref()));
+    let format = Query::parse(query.as_deref(), &query::EXPORT).and_then(|query| Format::of_query(&query));
     let request = once(async move {
-        let query = json::Query::parse(query.as_deref());
+        let query = Query::parse(query.as_deref(), &query::EXPORT)?;
         Format::of_query(&query)?;
         Ok(ExportEntriesRequest { filter: Some(query.filter()?) })
     });
@@ -270,10 +300,17 @@ async fn export_entries(
     Ok(pass_back(&metadata, formats::file(format?, entries)))
 }
 
-async fn summarize_entries(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Result<Response, Problem> {
-    let request = once(async { Ok(SummarizeEntriesRequest {}) });
+async fn summarize_entries(
+    State(gateway): State<Arc<Gateway>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let request = once(async move {
+        Query::parse(query.as_deref(), &[])?;
+        Ok(SummarizeEntriesRequest {})
+    });
     let (metadata, answer) = gateway.call("/dnc.v1.DncService/SummarizeEntries", &headers, request).await?;
-    Ok(pass_back(&metadata, ok(json::summary_answer(answer))))
+    Ok(pass_back(&metadata, ok(answers::summary_answer(answer))))
 }
 
 impl Gateway {
@@ -288,12 +325,12 @@ impl Gateway {
         let faults = formats::Faults::default();
         let (received, json_bytes_max, kept) = (headers.clone(), self.json_body_bytes_max, faults.clone());
         let messages = once(async move {
-            let options = json::import_options(&json::Query::parse(query.as_deref()), request_id, default_reason)?;
+            let options = requests::import_options(query.as_deref(), request_id, default_reason)?;
             Ok(match media_type(&received)? {
                 MediaType::File(format) => formats::messages(format, Octets::new(&received, body)?, options, kept).boxed(),
                 MediaType::Json => {
-                    let entries = json::import_entries(&read_json(&received, body, json_bytes_max).await?)?;
-                    stream::iter(json::import_requests(entries, options)).map(Ok).boxed()
+                    let entries = requests::import_entries(&read_json(&received, body, json_bytes_max).await?)?;
+                    stream::iter(requests::import_requests(entries, options)).map(Ok).boxed()
                 }
             })
         });
@@ -325,7 +362,7 @@ fn once<T>(make: impl Future<Output = Result<T, Problem>> + Send) -> impl Stream
 }
 
 fn ok(data: impl serde::Serialize) -> Response {
-    Json(json::Success { success: true, data }).into_response()
+    Json(answers::Success { success: true, data }).into_response()
 }
 
 fn metadata(headers: &HeaderMap) -> MetadataMap {
@@ -347,36 +384,33 @@ fn pass_back(metadata: &MetadataMap, mut response: Response) -> Response {
     response
 }
 
-/// The messages of a call. When one cannot be made, the stream stands still for ever and the cause comes out of the receiver: ending it would
-/// look like a whole, shorter call.
-struct Messages<M>(BoxStream<'static, M>);
+/// Why the messages of a call broke off.
+type Fault = Arc<Mutex<Option<Problem>>>;
 
-impl<M: Send + 'static> Messages<M> {
-    fn new(messages: impl Stream<Item = Result<M, Problem>> + Send + 'static) -> (Self, oneshot::Receiver<Problem>) {
-        let (report, fault) = oneshot::channel();
-        let mut report = Some(report);
-        let messages = messages.then(move |message| {
-            let report = if message.is_err() { report.take() } else { None };
-            async move {
-                match message {
-                    Ok(message) => message,
-                    Err(problem) => {
-                        let _ = report.map(|report| report.send(problem));
-                        std::future::pending().await
-                    }
+/// A request with these messages. When one cannot be made, the request is cancelled and the cause kept: ending the stream would look
+/// like a whole, shorter call.
+fn request<M: Send + 'static>(
+    headers: &HeaderMap,
+    messages: impl Stream<Item = Result<M, Problem>> + Send + 'static,
+) -> (tonic::Request<BoxStream<'static, M>>, Fault) {
+    let fault = Fault::default();
+    let mut request = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), ());
+    let cancel = request.cancellation_handle();
+    let kept = fault.clone();
+    let messages = messages.then(move |message| {
+        let (kept, cancel) = (kept.clone(), cancel.clone());
+        async move {
+            match message {
+                Ok(message) => message,
+                Err(problem) => {
+                    *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
+                    cancel.cancel();
+                    std::future::pending().await
                 }
             }
-        });
-        (Self(messages.boxed()), fault)
-    }
-}
-
-impl<M> Stream for Messages<M> {
-    type Item = M;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<M>> {
-        self.0.poll_next_unpin(cx)
-    }
+        }
+    });
+    (request.map(|()| messages.boxed()), fault)
 }
 
 /// A stream that can be read on after a call that took it has ended. To the call it has ended, too, once it is taken over.

@@ -21,6 +21,7 @@ use governor::{
     state::keyed::DashMapStateStore,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::BodyExt;
 use moka::future::Cache;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body, server::NamedService};
@@ -206,6 +207,11 @@ fn key_of(headers: &HeaderMap) -> Result<ApiKey, Error> {
     ApiKey::parse(text).ok_or(UNKNOWN_KEY)
 }
 
+/// tonic takes a request that its caller cancels for one that has come to its end. An import that was broken off is no whole one.
+fn as_broken(status: Status) -> Status {
+    if status.code() == tonic::Code::Cancelled { Status::aborted("the caller broke the call off") } else { status }
+}
+
 /// The door around a service.
 #[derive(Clone, Debug)]
 pub struct Guard<S> {
@@ -283,7 +289,7 @@ where
                     span.record("workspace", tracing::field::display(principal.workspace));
                     span.record("key", tracing::field::display(principal.key));
                     head.extensions.insert(principal);
-                    inner.call(Request::from_parts(head, body)).await?
+                    inner.call(Request::from_parts(head, Body::new(body.map_err(as_broken)))).await?
                 }
                 Err(error) => status::from_error(error).into_http(),
             };

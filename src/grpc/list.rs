@@ -36,7 +36,7 @@ pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntr
     rows.truncate(count as usize);
     let next_page_token = match rows.last() {
         Some(last) if has_more => {
-            Position { after: last.address.clone(), total: position.total }.to_token(secret, workspace, &filter)
+            Position { after: last.address.clone(), total: position.total }.to_token(secret, workspace, &filter)?
         }
         _ => String::new(),
     };

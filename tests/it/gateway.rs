@@ -12,10 +12,14 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Proxy, TestServer, database, http_client, options, until};
 
 /// The body of an error, after the form that all errors have was checked.
-async fn error(response: Response) -> Value {
+pub(crate) async fn error(response: Response) -> Value {
     let status = response.status();
     assert_eq!(response.headers()["content-type"], "application/json");
     assert!(response.headers().contains_key("x-request-id"));
+    assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+    if response.url().path().starts_with("/v1/") {
+        assert_eq!(response.headers()["cache-control"], "no-store");
+    }
     let body: Value = response.json().await.unwrap();
     assert_eq!(body["error"], status.canonical_reason().unwrap());
     assert_eq!(body["code"], status.as_u16());
@@ -61,7 +65,7 @@ async fn ten_thousand_entries_pass_and_one_more_does_not() {
         |count: usize| json!({"entries": (0..count).map(|i| json!({"email": format!("u{i}@example.com")})).collect::<Vec<_>>()});
     let response = server.post(body(10_001).to_string()).await;
     assert_eq!(response.status(), 400);
-    assert!(error(response).await["message"].as_str().unwrap().contains("entries: expected 1 to 10000 entries, got 10001"));
+    assert!(error(response).await["message"].as_str().unwrap().contains("entries: expected 1 to 10000 entries, got more"));
     assert_eq!(server.count().await, 0);
     let response = server.post(body(10_000).to_string()).await;
     assert_eq!(response.status(), 200);
@@ -371,6 +375,9 @@ async fn packed_bodies_are_unpacked_and_bombs_are_not() {
         if status == 415 {
             assert_eq!(answer.headers()["accept-encoding"], "gzip, zstd");
         }
-        error(answer).await;
+        let body = error(answer).await;
+        if (encoding, media_type, status) == ("zstd", "text/csv", 400) {
+            assert!(body["message"].as_str().unwrap().contains("window"), "{body}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use dnc::proto::{Entry, ImportEntriesRequest, ImportEntriesResponse, ImportOptions, dnc_service_client::DncServiceClient};
+use futures_util::stream;
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -171,7 +172,10 @@ async fn a_caller_that_goes_away_leaves_whole_batches_only() {
     let server = TestServer::start().await;
     let (send, messages) = tokio::sync::mpsc::channel(1);
     let mut client = server.client().await;
-    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
+    let call = with_key(
+        stream::unfold(messages, |mut messages| async move { messages.recv().await.map(|message| (message, messages)) }),
+        &server.key,
+    );
     let running = tokio::spawn(async move { client.import_entries(call).await });
     send.send(request(numbered(0..30_000).collect())).await.unwrap();
     until("the complete batches are stored", || async { server.count().await >= 20_000 }).await;
@@ -249,4 +253,29 @@ async fn the_log_has_a_row_an_import_with_all_its_counts() {
     let left: i64 =
         sqlx::query_scalar("SELECT count(*) FROM import_batches").fetch_one(&mut server.connection().await).await.unwrap();
     assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_its_caller_breaks_off_is_not_taken_for_a_whole_one() {
+    let server = TestServer::start().await;
+    for round in 0..3 {
+        let start = round * 20_000;
+        let options = ImportOptions { request_id: format!("broken-{round}"), ..ImportOptions::default() };
+        // One more than the first batch, so that the rest waits for what comes next.
+        let first = with_options(numbered(start..start + 10_001).collect(), options);
+        let (sender, messages) = tokio::sync::mpsc::channel(1);
+        let messages =
+            stream::unfold(messages, |mut messages| async move { messages.recv().await.map(|message| (message, messages)) });
+        let mut call = with_key(messages, &server.key);
+        let cancel = call.cancellation_handle();
+        let mut client = server.client().await;
+        let running = tokio::spawn(async move { client.import_entries(call).await });
+        sender.send(first.clone()).await.unwrap();
+        until("the first batch is stored", || async { server.count().await == i64::from(round) * 20_000 + 10_000 }).await;
+        cancel.cancel();
+        running.await.unwrap().unwrap_err();
+        let rest = request(numbered(start + 10_001..start + 20_000).collect());
+        let answer = server.import(vec![first, rest]).await.unwrap();
+        assert_eq!(answer.imported + answer.skipped, 20_000, "not the answer of the part that came before");
+    }
 }

@@ -12,5 +12,6 @@ mod drain;
 mod faults;
 mod gateway;
 mod import;
+mod strict;
 mod structure;
 mod whole_list;

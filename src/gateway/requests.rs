@@ -1,128 +1,54 @@
-//! JSON to proto and back, all of it. Bodies are decoded straight into the proto's own messages.
+//! Bodies of requests, decoded straight into the proto's own messages.
 //!
-//! Here stand the rules about shape (what is an object, what is a string, how many entries a body may have); what an address may be is the
-//! service's business.
+//! Here stand the rules about shape (what is an object, what is a string, how many entries a body may
+//! have); what an address may be is the service's business. Imports and checks ignore fields that
+//! they do not know; a deletion refuses them, since a misspelled filter would delete everything.
 
 use std::fmt;
 
 use axum::http::HeaderValue;
-use percent_encoding::percent_decode_str;
 use prost::Message;
-use prost_types::Timestamp;
 use serde::{
-    Deserialize, Deserializer, Serialize,
+    Deserialize, Deserializer,
     de::{self, value::MapAccessDeserializer},
 };
-use sha2::{Digest, Sha256};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
-use super::error::Problem;
+use super::{
+    error::Problem,
+    query::{Query, timestamp},
+};
 use crate::proto::{
-    CheckEntriesRequest, CheckEntriesResponse, DeleteEntriesRequest, DeleteEntriesResponse, Entry, EntryError, EntryFilter,
-    EntryType, ImportEntriesRequest, ImportEntriesResponse, ImportOptions, ListEntriesRequest, ListEntriesResponse,
-    SummarizeEntriesResponse,
+    CheckEntriesRequest, DeleteEntriesRequest, Entry, EntryFilter, EntryType, ImportEntriesRequest, ImportOptions,
+    ListEntriesRequest,
 };
 
 /// The public reference's limit of one JSON import.
 const ENTRIES_MAX: usize = 10_000;
 
-/// Entries a page, as the public reference has it.
-const LIMIT: i32 = 25;
-const LIMIT_MAX: i32 = 100;
-
 /// Room for one message below the service's limit of 4 MiB.
 const MESSAGE_BYTES_MAX: usize = 3 << 20;
 
-/// No text this long can be valid, and cut to this length it is refused all the same; so one absurd entry fails alone and not
-/// together with the message that it would not fit into.
+/// No text this long can be valid, and cut to this length it is refused all the same; so one absurd
+/// entry fails alone and not together with the message that it would not fit into.
 const TEXT_BYTES_MAX: usize = 64 << 10;
 
 /// A number that the enum does not have: the service refuses the entry that carries it, as it should.
 const UNKNOWN_TYPE: i32 = -1;
 
-/// What every answer looks like.
-#[derive(Serialize)]
-pub(super) struct Success<T> {
-    pub(super) success: bool,
-    pub(super) data: T,
-}
+/// The fields of a deletion.
+const DELETE_FIELDS: [&str; 9] =
+    ["emails", "selectAll", "search", "type", "entryType", "reason", "createdFrom", "createdTo", "validateOnly"];
 
-/// The part of a URL behind the question mark. Names that nobody asks for are ignored.
-pub(super) struct Query(Vec<(String, String)>);
+/// How a list with too many members is refused.
+const TOO_MANY: &str = "too many";
 
-impl Query {
-    /// Splits the raw text; values are decoded when they are asked for.
-    pub(super) fn parse(query: Option<&str>) -> Self {
-        let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        Self(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
-    }
-
-    /// A value. A plus sign stays one, although forms write a space so: most who put `bob+news@example.com` into a URL mean that address,
-    /// and asking about another one would give a wrong answer.
-    pub(super) fn get(&self, name: &str) -> Result<Option<String>, Problem> {
-        let mut values = self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        match (values.next(), values.next()) {
-            (None, _) => Ok(None),
-            (Some(value), None) => match percent_decode_str(value).decode_utf8() {
-                Ok(text) => Ok(Some(text.into_owned())),
-                Err(_) => Err(Problem::invalid(name, "expected percent-encoded UTF-8")),
-            },
-            (Some(_), Some(_)) => Err(Problem::invalid(name, "expected once")),
-        }
-    }
-
-    fn flag(&self, name: &str) -> Result<bool, Problem> {
-        match self.get(name)?.as_deref() {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(_) => Err(Problem::invalid(name, "expected true or false")),
-        }
-    }
-
-    /// Entries a page: 1 to 100.
-    pub(super) fn limit(&self) -> Result<i32, Problem> {
-        let Some(text) = self.get("limit")? else { return Ok(LIMIT) };
-        text.parse()
-            .ok()
-            .filter(|limit| (1..=LIMIT_MAX).contains(limit))
-            .ok_or_else(|| Problem::invalid("limit", &format!("expected a number from 1 to {LIMIT_MAX}")))
-    }
-
-    fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
-        let Some(text) = self.get(name)? else { return Ok(None) };
-        timestamp(name, &text).map(Some)
-    }
-
-    /// The filters of a list.
-    pub(super) fn filter(&self) -> Result<EntryFilter, Problem> {
-        Ok(EntryFilter {
-            r#type: entry_type(self.get("type")?.as_deref())?.into(),
-            reason: self.get("reason")?.map(|reason| reason.replace('+', " ")).unwrap_or_default(),
-            search: self.get("search")?.unwrap_or_default(),
-            create_time_from: self.time("createdFrom")?,
-            create_time_to: self.time("createdTo")?,
-        })
-    }
-}
-
-fn timestamp(field: &str, text: &str) -> Result<Timestamp, Problem> {
-    let time = OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| Problem::invalid(field, "expected a time such as 2024-06-01T10:00:00.000Z"))?;
-    Ok(Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() })
-}
-
-fn entry_type(name: Option<&str>) -> Result<EntryType, Problem> {
-    match name {
-        None => Ok(EntryType::Unspecified),
-        Some("email") => Ok(EntryType::Email),
-        Some("domain") => Ok(EntryType::Domain),
-        Some(_) => Err(Problem::invalid("type", "expected email or domain")),
-    }
-}
+/// What the visitors here, and serde's own, may expect. Whatever else an error says may quote the caller.
+const EXPECTED: [(&str, &str); 4] =
+    [("a string", "a string"), ("a boolean", "true or false"), ("a sequence", "an array"), ("an object", "an object")];
 
 /// The options of an import.
 pub(super) fn import_options(
-    query: &Query,
+    query: Option<&str>,
     idempotency_key: Option<HeaderValue>,
     default_reason: &str,
 ) -> Result<ImportOptions, Problem> {
@@ -131,18 +57,9 @@ pub(super) fn import_options(
         None => "",
     };
     Ok(ImportOptions {
-        validate_only: query.flag("validateOnly")?,
+        validate_only: Query::parse(query, &["validateOnly"])?.flag("validateOnly")?,
         default_reason: default_reason.to_owned(),
         request_id: request_id.to_owned(),
-    })
-}
-
-/// The page that `GET /v1/dnc` asks for.
-pub(super) fn list_request(query: &Query) -> Result<ListEntriesRequest, Problem> {
-    Ok(ListEntriesRequest {
-        filter: Some(query.filter()?),
-        page_size: query.limit()?,
-        page_token: query.get("cursor")?.unwrap_or_default(),
     })
 }
 
@@ -150,30 +67,42 @@ pub(super) fn list_request(query: &Query) -> Result<ListEntriesRequest, Problem>
 pub(super) fn check_request(bytes: &[u8]) -> Result<CheckEntriesRequest, Problem> {
     #[derive(Deserialize)]
     struct CheckBody {
-        emails: Vec<Text>,
+        emails: Limited<Text>,
     }
     let CheckBody { emails } = parse(bytes)?;
     Ok(CheckEntriesRequest { emails: addresses(emails)? })
 }
 
 /// `?email=` of a check.
-pub(super) fn check_one_request(query: &Query) -> Result<CheckEntriesRequest, Problem> {
-    let email = query.get("email")?.ok_or_else(|| Problem::invalid("email", "is missing"))?;
+pub(super) fn check_one_request(query: Option<&str>) -> Result<CheckEntriesRequest, Problem> {
+    let email = Query::parse(query, &["email"])?.get("email").ok_or_else(|| Problem::invalid("email", "is missing"))?;
     Ok(CheckEntriesRequest { emails: vec![cut(email)] })
 }
 
 /// `{"emails": […]}` or `{"selectAll": true, …}` of a deletion. That it is exactly one of the two is the service's rule.
 pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Problem> {
+    /// Null is no value here: who sends `"search": null` meant to set it.
+    fn set<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+        T::deserialize(deserializer).map(Some)
+    }
     #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
     struct DeleteBody {
-        emails: Option<Vec<Text>>,
+        #[serde(default, deserialize_with = "set")]
+        emails: Option<Limited<Text>>,
         #[serde(default)]
         select_all: bool,
+        #[serde(default, deserialize_with = "set")]
         search: Option<String>,
+        #[serde(default, deserialize_with = "set")]
         r#type: Option<String>,
+        #[serde(default, deserialize_with = "set")]
+        entry_type: Option<String>,
+        #[serde(default, deserialize_with = "set")]
         reason: Option<String>,
+        #[serde(default, deserialize_with = "set")]
         created_from: Option<String>,
+        #[serde(default, deserialize_with = "set")]
         created_to: Option<String>,
         #[serde(default)]
         validate_only: bool,
@@ -187,11 +116,17 @@ pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Probl
     }
     let time = |field: &str, text: Option<String>| text.map(|text| timestamp(field, &text)).transpose();
     let (created_from, created_to) = (time("createdFrom", body.created_from)?, time("createdTo", body.created_to)?);
+    let named_type = match (body.r#type, body.entry_type) {
+        (Some(_), Some(_)) => return Err(Problem::invalid("entryType", "expected type or entryType, not both")),
+        (Some(name), None) => Some(entry_type("type", &name)?),
+        (None, Some(name)) => Some(entry_type("entryType", &name)?),
+        (None, None) => None,
+    };
     let is_filtered =
-        [body.search.is_some(), body.r#type.is_some(), body.reason.is_some(), created_from.is_some(), created_to.is_some()]
+        [body.search.is_some(), named_type.is_some(), body.reason.is_some(), created_from.is_some(), created_to.is_some()]
             .contains(&true);
     let filter = EntryFilter {
-        r#type: entry_type(body.r#type.as_deref())?.into(),
+        r#type: named_type.unwrap_or_default().into(),
         reason: body.reason.unwrap_or_default(),
         search: body.search.unwrap_or_default(),
         create_time_from: created_from,
@@ -205,10 +140,19 @@ pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Probl
     })
 }
 
-/// Addresses named in a body: as many as are allowed, and not too long for a message together.
-fn addresses(emails: Vec<Text>) -> Result<Vec<String>, Problem> {
-    if emails.is_empty() || emails.len() > ENTRIES_MAX {
-        return Err(Problem::invalid("emails", &format!("expected 1 to {ENTRIES_MAX} addresses, got {}", emails.len())));
+/// The page that `GET /v1/dnc` asks for.
+pub(super) fn list_request(query: &Query) -> Result<ListEntriesRequest, Problem> {
+    Ok(ListEntriesRequest {
+        filter: Some(query.filter()?),
+        page_size: query.limit()?,
+        page_token: query.get("cursor").unwrap_or_default(),
+    })
+}
+
+/// Addresses named in a body: one at least, and not too long for a message together.
+fn addresses(Limited(emails): Limited<Text>) -> Result<Vec<String>, Problem> {
+    if emails.is_empty() {
+        return Err(wrong_count("emails", "0"));
     }
     let emails: Vec<String> = emails.into_iter().map(|Text(email)| email).collect();
     if emails.iter().map(|email| email.len() + 5).sum::<usize>() > MESSAGE_BYTES_MAX {
@@ -217,11 +161,16 @@ fn addresses(emails: Vec<Text>) -> Result<Vec<String>, Problem> {
     Ok(emails)
 }
 
+fn wrong_count(place: &str, got: &str) -> Problem {
+    let members = if place == "emails" { "addresses" } else { "entries" };
+    Problem::invalid(place, &format!("expected 1 to {ENTRIES_MAX} {members}, got {got}"))
+}
+
 /// The entries of `{"entries": [{"email", "type"?, "reason"?}]}`.
 pub(super) fn import_entries(bytes: &[u8]) -> Result<Vec<Entry>, Problem> {
-    let ImportBody { entries } = parse(bytes)?;
-    if entries.is_empty() || entries.len() > ENTRIES_MAX {
-        return Err(Problem::invalid("entries", &format!("expected 1 to {ENTRIES_MAX} entries, got {}", entries.len())));
+    let ImportBody { entries: Limited(entries) } = parse(bytes)?;
+    if entries.is_empty() {
+        return Err(wrong_count("entries", "0"));
     }
     Ok(entries.into_iter().map(|Object(entry)| entry.into()).collect())
 }
@@ -258,179 +207,9 @@ fn entry_octets(entry: &Entry) -> usize {
     entry.encoded_len() + TAG_AND_LENGTH
 }
 
-/// The `data` of an import's answer. As documented, failures are mentioned only if there are any.
-pub(super) fn import_answer(answer: ImportEntriesResponse) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Imported {
-        imported: u64,
-        skipped: u64,
-        #[serde(flatten)]
-        failures: Failures,
-    }
-    Imported { imported: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors) }
-}
-
-/// The `data` of the answer when entries are added.
-pub(super) fn add_answer(answer: ImportEntriesResponse) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Added {
-        added: u64,
-        skipped: u64,
-        #[serde(flatten)]
-        failures: Failures,
-    }
-    Added { added: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors) }
-}
-
-#[derive(Serialize)]
-struct Failures {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failed: Option<u64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<JsonError>,
-}
-
-impl Failures {
-    fn of(failed: u64, errors: Vec<EntryError>) -> Self {
-        Self { failed: (failed > 0).then_some(failed), errors: errors.into_iter().map(JsonError::from).collect() }
-    }
-}
-
-#[derive(Serialize)]
-struct JsonError {
-    index: u64,
-    field: String,
-    code: String,
-    message: String,
-}
-
-impl From<EntryError> for JsonError {
-    fn from(error: EntryError) -> Self {
-        Self { index: error.index, field: error.field, code: error.code, message: error.message }
-    }
-}
-
-/// An entry as it is listed.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct JsonListed {
-    #[serde(rename = "_id")]
-    id: String,
-    email: String,
-    entry_type: &'static str,
-    workspace_id: String,
-    reason: String,
-    unsubscribed_at: String,
-    created_at: String,
-    updated_at: String,
-    added_by: String,
-}
-
-impl From<Entry> for JsonListed {
-    fn from(entry: Entry) -> Self {
-        // An entry is never changed, and an address is on a workspace's list at most once.
-        let identity = Sha256::digest(format!("{}\0{}", entry.workspace_id, entry.email));
-        let created_at = time_text(entry.create_time.unwrap_or_default());
-        Self {
-            id: identity[..12].iter().map(|byte| format!("{byte:02x}")).collect(),
-            entry_type: type_name(entry.r#type()),
-            email: entry.email,
-            workspace_id: entry.workspace_id,
-            reason: entry.reason,
-            unsubscribed_at: created_at.clone(),
-            updated_at: created_at.clone(),
-            created_at,
-            added_by: entry.added_by,
-        }
-    }
-}
-
-/// An entry type's name in JSON and CSV.
-pub(super) fn type_name(entry_type: EntryType) -> &'static str {
-    match entry_type {
-        EntryType::Unspecified | EntryType::Email => "email",
-        EntryType::Domain => "domain",
-    }
-}
-
-/// RFC 3339 in UTC with milliseconds.
-pub(super) fn time_text(time: Timestamp) -> String {
-    let nanos = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
-    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z")).unwrap_or_default()
-}
-
-/// The whole body of a page.
-pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Page {
-        success: bool,
-        data: Vec<JsonListed>,
-        pagination: Pagination,
-    }
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Pagination {
-        limit: i32,
-        total: i64,
-        has_more: bool,
-        next_cursor: Option<String>,
-    }
-    let next_cursor = Some(answer.next_page_token).filter(|token| !token.is_empty());
-    let pagination = Pagination { limit, total: answer.total_size, has_more: next_cursor.is_some(), next_cursor };
-    Page { success: true, data: answer.entries.into_iter().map(JsonListed::from).collect(), pagination }
-}
-
-/// The `data` of a check: an object for each address.
-pub(super) fn check_answer(answer: CheckEntriesResponse) -> Vec<impl Serialize> {
-    #[derive(Serialize)]
-    struct Checked {
-        email: String,
-        suppressed: bool,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        entry: Option<JsonListed>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        error: Option<JsonError>,
-    }
-    let results = answer.results.into_iter().map(|result| Checked {
-        email: result.email,
-        suppressed: result.suppressed,
-        entry: result.entry.map(JsonListed::from),
-        error: result.error.map(JsonError::from),
-    });
-    results.collect()
-}
-
-/// The `data` of a deletion.
-pub(super) fn delete_answer(answer: DeleteEntriesResponse) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Deleted {
-        deleted: i64,
-    }
-    Deleted { deleted: answer.deleted }
-}
-
-/// The `data` of a summary.
-pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Summary {
-        total: i64,
-        reasons: Vec<Reason>,
-    }
-    #[derive(Serialize)]
-    struct Reason {
-        r#type: &'static str,
-        reason: String,
-        count: i64,
-    }
-    let reasons = answer.reasons.into_iter();
-    let reasons = reasons.map(|row| Reason { r#type: type_name(row.r#type()), reason: row.reason, count: row.count });
-    Summary { total: answer.total, reasons: reasons.collect() }
-}
-
 #[derive(Deserialize)]
 struct ImportBody {
-    entries: Vec<Object<JsonEntry>>,
+    entries: Limited<Object<JsonEntry>>,
 }
 
 #[derive(Deserialize)]
@@ -545,6 +324,34 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
+/// An array of [`ENTRIES_MAX`] members at most. Nothing is kept for more, and what stands behind them is not read.
+struct Limited<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Limited<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = Limited<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut members: A) -> Result<Limited<T>, A::Error> {
+                let mut kept = Vec::new();
+                while let Some(member) = members.next_element()? {
+                    if kept.len() == ENTRIES_MAX {
+                        return Err(de::Error::custom(TOO_MANY));
+                    }
+                    kept.push(member);
+                }
+                Ok(Limited(kept))
+            }
+        }
+        deserializer.deserialize_seq(Visitor(std::marker::PhantomData))
+    }
+}
+
 /// Decodes a whole body; a fault is told with its place, and without the text that stands there.
 fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Problem> {
     if let Ok(Object(value)) = serde_json::from_slice(bytes) {
@@ -567,13 +374,20 @@ fn describe(place: &str, error: &serde_json::Error) -> Problem {
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
     if !error.is_data() {
+        // These texts are fixed; they quote nothing.
         return Problem::invalid("body", &format!("expected valid JSON, but at line {line}, column {column}: {text}"));
     }
-    if let Some((_, expected)) = text.split_once(", expected ") {
-        let expected = if expected == "a sequence" { "an array" } else { expected };
+    if text == TOO_MANY {
+        return wrong_count(place, "more");
+    }
+    if let Some((_, expected)) = EXPECTED.iter().find(|(expected, _)| text.ends_with(&format!(", expected {expected}"))) {
         return Problem::invalid(place, &format!("expected {expected}"));
     }
     let quoted = text.split('`').nth(1).unwrap_or_default();
+    if text.starts_with("unknown field") {
+        return Problem::unknown("field", "body", quoted, &DELETE_FIELDS);
+    }
+    // The fields of these two are ours.
     let inner = if place == "body" { quoted.to_owned() } else { format!("{place}.{quoted}") };
     if text.starts_with("missing field") {
         Problem::invalid(&inner, "is missing")
@@ -582,7 +396,16 @@ fn describe(place: &str, error: &serde_json::Error) -> Problem {
         let place = if place.ends_with(quoted) { place } else { &inner };
         Problem::invalid(place, "is there twice")
     } else {
-        Problem::invalid(place, "cannot be read")
+        Problem::invalid("body", "cannot be read")
+    }
+}
+
+/// The entry type of this name, which stands in `field`.
+pub(super) fn entry_type(field: &str, name: &str) -> Result<EntryType, Problem> {
+    match name {
+        "email" => Ok(EntryType::Email),
+        "domain" => Ok(EntryType::Domain),
+        _ => Err(Problem::invalid(field, "expected email or domain")),
     }
 }
 
@@ -623,6 +446,123 @@ mod tests {
         }
         for body in ["", "{", r#"{"entries":[{"email":"a@b.de",}]}"#, "\u{1}", r#"{"entries":[{"email":"\u12"}]}"#] {
             assert!(message(body).await.starts_with("body: expected valid JSON, but at line 1"), "{body}: {}", message(body).await);
+        }
+    }
+
+    fn refused_deletion(body: &str) -> String {
+        delete_request(body.as_bytes()).expect_err(body).into_message()
+    }
+
+    #[test]
+    fn a_deletion_is_strict_and_names_what_was_meant() {
+        for (body, expected) in [
+            (r#"{"selectAll":true,"serach":"x"}"#, "serach: unknown field; did you mean search? "),
+            (r#"{"selectAll":true,"Search":"x"}"#, "Search: unknown field; did you mean search? "),
+            (r#"{"selectAll":true,"entry_type":"email"}"#, "entry_type: unknown field; did you mean entryType? "),
+            (r#"{"select_all":true}"#, "select_all: unknown field; did you mean selectAll? "),
+            (r#"{"selectAll":true,"excludeIds":["1"]}"#, "excludeIds: unknown field; did you mean "),
+            (r#"{"selectAll":true,"x@example.com":1}"#, "body: unknown field; did you mean "),
+            (r#"{"selectAll":true,"search":null}"#, "search: expected a string"),
+            (r#"{"selectAll":null}"#, "selectAll: expected true or false"),
+            (r#"{"emails":null}"#, "emails: expected an array"),
+            (r#"{"emails":[null]}"#, "emails[0]: expected a string"),
+            (r#"{"selectAll":true,"validateOnly":null}"#, "validateOnly: expected true or false"),
+            (r#"{"selectAll":true,"search":"a","search":"b"}"#, "search: is there twice"),
+            (r#"{"selectAll":true,"type":"email","entryType":"email"}"#, "entryType: expected type or entryType, not both"),
+            (r#"{"selectAll":true,"type":"Email"}"#, "type: expected email or domain"),
+            (r#"{"selectAll":true,"entryType":""}"#, "entryType: expected email or domain"),
+            (r#"{"selectAll":true,"search":""}"#, "search: expected a text"),
+            (r#"{"selectAll":1}"#, "selectAll: expected true or false"),
+            (r#"{"selectAll":"a, expected bob@example.com"}"#, "selectAll: expected true or false"),
+            (r#"[{"selectAll":true}]"#, "body: expected an object"),
+            ("null", "body: expected an object"),
+            (r#"{"emails":[]}"#, "emails: expected 1 to 10000 addresses, got 0"),
+        ] {
+            let message = refused_deletion(body);
+            assert!(message.starts_with(expected), "{body}: {message}");
+        }
+        for field in ["type", "entryType"] {
+            let request = delete_request(format!(r#"{{"selectAll":true,"{field}":"domain"}}"#).as_bytes()).expect("known");
+            assert_eq!(request.filter.expect("a filter").r#type(), EntryType::Domain);
+        }
+        let bare = delete_request(br#"{"selectAll":true}"#).expect("the documented request");
+        assert!(bare.all && bare.filter.is_none());
+    }
+
+    #[test]
+    fn nothing_is_kept_for_more_members_than_a_call_may_have() {
+        for (field, member, parse) in [
+            ("entries", r#"{"email":"a@b.de"}"#, (|body| import_entries(body).map(|_| ())) as fn(&[u8]) -> Result<(), Problem>),
+            ("emails", r#""a@b.de""#, |body| check_request(body).map(|_| ())),
+            ("emails", r#""a@b.de""#, |body| delete_request(body).map(|_| ())),
+        ] {
+            let body = |count: usize, end: &str| format!("{{\"{field}\":[{}{end}", vec![member; count].join(","));
+            assert!(parse(body(10_000, "]}").as_bytes()).is_ok());
+            // What stands behind the member that is one too many is not even looked at.
+            for end in ["]}", ",[[[["] {
+                let message = parse(body(10_001, end).as_bytes()).expect_err("too many").into_message();
+                assert!(
+                    message.starts_with(&format!("{field}: expected 1 to 10000 ")) && message.ends_with("got more"),
+                    "{message}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn no_fault_repeats_what_the_caller_wrote() {
+        const SECRET: &str = "secret";
+        let texts = [
+            format!("{SECRET}.de"),
+            format!("{SECRET}@example.com"),
+            format!("a, expected {SECRET}@example.com"),
+            format!("`{SECRET}@x.de`"),
+            format!("unknown field `{SECRET}.de`"),
+            format!("x, expected `{SECRET}.de`, a string"),
+            format!("missing field `{SECRET}.de` at line 1 column 5"),
+        ];
+        let mut values: Vec<String> = vec!["null".into(), "1".into(), "-1.5e9".into(), "true".into(), "[]".into(), "{}".into()];
+        for text in &texts {
+            let text = serde_json::to_string(text).expect("a text");
+            values.extend([
+                text.clone(),
+                format!("[{text}]"),
+                format!("[[{text}]]"),
+                format!("{{{text}:{text}}}"),
+                format!("{{\"email\":{text},\"email\":{text}}}"),
+                format!("[{{\"email\":[{text}]}}]"),
+                format!("[{{{text}:1}}]"),
+                format!("{{\"{SECRET}@x.de\":1,\"{SECRET}@x.de\":2}}"),
+                format!("{text}{text}"),
+            ]);
+        }
+        let mut keys: Vec<String> = DELETE_FIELDS.iter().map(|field| format!("\"{field}\"")).collect();
+        keys.push("\"entries\"".into());
+        keys.extend(texts.iter().map(|text| serde_json::to_string(text).expect("a text")));
+        let mut bodies = values.clone();
+        for key in &keys {
+            for value in &values {
+                bodies.extend([
+                    format!("{{{key}:{value}}}"),
+                    format!("{{\"selectAll\":true,{key}:{value}}}"),
+                    format!("{{{key}:{value},{key}:{value}}}"),
+                    format!("{{{key}:[{value},{value}]}}"),
+                    format!("{{{key}:{value}"),
+                    format!("{{{key} {value}}}"),
+                ]);
+            }
+        }
+        for body in bodies {
+            let bytes = body.as_bytes();
+            let faults = [
+                import_entries(bytes).err().map(Problem::into_message),
+                check_request(bytes).err().map(Problem::into_message),
+                delete_request(bytes).err().map(Problem::into_message),
+                entry(bytes).err(),
+            ];
+            for fault in faults.into_iter().flatten() {
+                assert!(!fault.contains(SECRET), "{body}: {fault}");
+            }
         }
     }
 

@@ -1,0 +1,188 @@
+//! Answers of the service as JSON.
+
+use prost_types::Timestamp;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use time::{OffsetDateTime, macros::format_description};
+
+use crate::proto::{
+    CheckEntriesResponse, DeleteEntriesResponse, Entry, EntryError, EntryType, ImportEntriesResponse, ListEntriesResponse,
+    SummarizeEntriesResponse,
+};
+
+/// What every answer looks like.
+#[derive(Serialize)]
+pub(super) struct Success<T> {
+    pub(super) success: bool,
+    pub(super) data: T,
+}
+
+/// The `data` of an import's answer. As documented, failures are mentioned only if there are any.
+pub(super) fn import_answer(answer: ImportEntriesResponse) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Imported {
+        imported: u64,
+        skipped: u64,
+        #[serde(flatten)]
+        failures: Failures,
+    }
+    Imported { imported: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors) }
+}
+
+/// The `data` of the answer when entries are added.
+pub(super) fn add_answer(answer: ImportEntriesResponse) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Added {
+        added: u64,
+        skipped: u64,
+        #[serde(flatten)]
+        failures: Failures,
+    }
+    Added { added: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors) }
+}
+
+#[derive(Serialize)]
+struct Failures {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<JsonError>,
+}
+
+impl Failures {
+    fn of(failed: u64, errors: Vec<EntryError>) -> Self {
+        Self { failed: (failed > 0).then_some(failed), errors: errors.into_iter().map(JsonError::from).collect() }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonError {
+    index: u64,
+    field: String,
+    code: String,
+    message: String,
+}
+
+impl From<EntryError> for JsonError {
+    fn from(error: EntryError) -> Self {
+        Self { index: error.index, field: error.field, code: error.code, message: error.message }
+    }
+}
+
+/// An entry as it is listed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct JsonListed {
+    #[serde(rename = "_id")]
+    id: String,
+    email: String,
+    entry_type: &'static str,
+    workspace_id: String,
+    reason: String,
+    unsubscribed_at: String,
+    created_at: String,
+    updated_at: String,
+    added_by: String,
+}
+
+impl From<Entry> for JsonListed {
+    fn from(entry: Entry) -> Self {
+        // An entry is never changed, and an address is on a workspace's list at most once.
+        let identity = Sha256::digest(format!("{}\0{}", entry.workspace_id, entry.email));
+        let created_at = time_text(entry.create_time.unwrap_or_default());
+        Self {
+            id: identity[..12].iter().map(|byte| format!("{byte:02x}")).collect(),
+            entry_type: type_name(entry.r#type()),
+            email: entry.email,
+            workspace_id: entry.workspace_id,
+            reason: entry.reason,
+            unsubscribed_at: created_at.clone(),
+            updated_at: created_at.clone(),
+            created_at,
+            added_by: entry.added_by,
+        }
+    }
+}
+
+/// An entry type's name in JSON and CSV.
+pub(super) fn type_name(entry_type: EntryType) -> &'static str {
+    match entry_type {
+        EntryType::Unspecified | EntryType::Email => "email",
+        EntryType::Domain => "domain",
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds.
+pub(super) fn time_text(time: Timestamp) -> String {
+    let nanos = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z")).unwrap_or_default()
+}
+
+/// The whole body of a page.
+pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Page {
+        success: bool,
+        data: Vec<JsonListed>,
+        pagination: Pagination,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Pagination {
+        limit: i32,
+        total: i64,
+        has_more: bool,
+        next_cursor: Option<String>,
+    }
+    let next_cursor = Some(answer.next_page_token).filter(|token| !token.is_empty());
+    let pagination = Pagination { limit, total: answer.total_size, has_more: next_cursor.is_some(), next_cursor };
+    Page { success: true, data: answer.entries.into_iter().map(JsonListed::from).collect(), pagination }
+}
+
+/// The `data` of a check: an object for each address.
+pub(super) fn check_answer(answer: CheckEntriesResponse) -> Vec<impl Serialize> {
+    #[derive(Serialize)]
+    struct Checked {
+        email: String,
+        suppressed: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        entry: Option<JsonListed>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<JsonError>,
+    }
+    let results = answer.results.into_iter().map(|result| Checked {
+        email: result.email,
+        suppressed: result.suppressed,
+        entry: result.entry.map(JsonListed::from),
+        error: result.error.map(JsonError::from),
+    });
+    results.collect()
+}
+
+/// The `data` of a deletion.
+pub(super) fn delete_answer(answer: DeleteEntriesResponse) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Deleted {
+        deleted: i64,
+    }
+    Deleted { deleted: answer.deleted }
+}
+
+/// The `data` of a summary.
+pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Summary {
+        total: i64,
+        reasons: Vec<Reason>,
+    }
+    #[derive(Serialize)]
+    struct Reason {
+        r#type: &'static str,
+        reason: String,
+        count: i64,
+    }
+    let reasons = answer.reasons.into_iter();
+    let reasons = reasons.map(|row| Reason { r#type: type_name(row.r#type()), reason: row.reason, count: row.count });
+    Summary { total: answer.total, reasons: reasons.collect() }
+}
