@@ -29,6 +29,17 @@ const FETCHED_MAJOR: &str = "=17";
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT_SECS: u32 = 20;
+const STOP_LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a start may take while the server says that it recovers from a crash.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How often a server that ends at once is started again, with a pause before each that doubles, until that is given up.
+const START_TRIES: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The code of the error "the database system is starting up".
+const STARTING_UP: &str = "57P03";
 
 /// What kind of server is wanted.
 #[derive(Clone, Debug)]
@@ -75,7 +86,7 @@ impl PrivatePostgres {
         if major.is_none() {
             programs.init_cluster(&options.dir, &cluster, &password)?;
         }
-        programs.stop_leftover(&cluster);
+        programs.stop_leftovers(&cluster).await?;
         let port = free_port()?;
         let (guard, leash) = programs.spawn(&options, &cluster, port)?;
         let mut server = Self { options, programs, port, password, guard, leash: Some(leash) };
@@ -113,37 +124,44 @@ impl PrivatePostgres {
         }
     }
 
-    /// Starts the server again on the same port after it has [ended](Self::ended).
+    /// Starts the server again on the same port after it has [ended](Self::ended), and again if it is killed before it answers.
     ///
     /// # Errors
     /// As [`PrivatePostgres::start`].
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         let cluster = self.options.dir.join("cluster");
-        self.programs.stop_leftover(&cluster);
-        let (guard, leash) = self.programs.spawn(&self.options, &cluster, self.port)?;
-        self.guard = guard;
-        self.leash = Some(leash);
-        self.wait_until_ready().await
+        let mut pause = FIRST_PAUSE;
+        for tries_left in (0..START_TRIES).rev() {
+            self.programs.stop_leftovers(&cluster).await?;
+            let (guard, leash) = self.programs.spawn(&self.options, &cluster, self.port)?;
+            self.guard = guard;
+            self.leash = Some(leash);
+            match self.wait_until_ready().await {
+                Err(_) if tries_left > 0 && !matches!(self.guard.try_wait(), Ok(None)) => {}
+                done => return done,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Ok(())
     }
 
     async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let begun = Instant::now();
         let url: PgConnectOptions = self.url("postgres").parse()?;
         let log = self.options.dir.join("postgres.log");
         loop {
-            match url.clone().connect().await {
-                Ok(connection) => {
-                    connection.close().await?;
-                    return Ok(());
-                }
-                Err(error) if Instant::now() > deadline => {
-                    return Err(error)
-                        .with_context(|| format!("the private PostgreSQL does not answer; its log is {}", log.display()));
-                }
-                Err(_) => {}
-            }
+            let answer = tokio::time::timeout(START_TIMEOUT, async { url.clone().connect().await?.close().await }).await;
+            let is_recovering = match &answer {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == STARTING_UP),
+                Err(_) => false,
+            };
             if let Some(status) = self.guard.try_wait()? {
                 bail!("the private PostgreSQL ended at once ({status}); its log is {}", log.display());
+            }
+            if begun.elapsed() > if is_recovering { RECOVERY_TIMEOUT } else { START_TIMEOUT } {
+                bail!("the private PostgreSQL does not answer; its log is {}", log.display());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -214,16 +232,49 @@ impl Programs {
         Ok(())
     }
 
-    /// Stops a server that still runs on our data. Only one whose guard was killed too can be there: the caller holds the directory's lock.
-    fn stop_leftover(&self, cluster: &Path) {
-        if cluster.join("postmaster.pid").exists() {
-            let _ = self
-                .command(&self.bin.join("pg_ctl"))
-                .args(["stop", "--silent", "--mode=immediate", "--pgdata"])
-                .arg(cluster)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
+    /// Stops what still runs on our data: a server whose guard was killed too, or the processes of a server that was killed. These go on with their
+    /// statements, and no server starts while one of them has the shared memory. The caller holds the directory's lock, so nothing of it is in use.
+    ///
+    /// # Errors
+    /// When some of it does not end.
+    async fn stop_leftovers(&self, cluster: &Path) -> anyhow::Result<()> {
+        // All of them stand in the data's directory; somebody's shell may as well. Run as the server's user, who alone may look at them.
+        const SIGNAL: &str = r#"
+            [ -e /proc/self/cwd ] || exit 3
+            for process in /proc/[0-9]*; do
+                [ "$process/cwd" -ef "$2" ] || continue
+                case $(readlink "$process/exe") in
+                    */postgres*) id=${process#/proc/}; echo "$id"; kill "$1" "$id";;
+                esac
+            done 2>/dev/null
+            exit 0
+        "#;
+        let begun = Instant::now();
+        loop {
+            let waited = begun.elapsed();
+            // First in order: a server takes its processes along.
+            let signal = if waited < Duration::from_secs(2) { "-QUIT" } else { "-KILL" };
+            let mut command = self.command(Path::new("/bin/sh"));
+            let output = command.args(["-c", SIGNAL, "dnc-postgres-leftovers", signal]).arg(cluster).output()?;
+            if !output.status.success() {
+                // A system that does not tell who stands where. The next server finds out whether it is alone.
+                return Ok(());
+            }
+            let leftovers = String::from_utf8_lossy(&output.stdout);
+            if leftovers.trim().is_empty() {
+                // The process id in it may be another program's by now, which the next server would take for a server on the same data.
+                return match fs::remove_file(cluster.join("postmaster.pid")) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("cannot remove postmaster.pid"),
+                    _ => Ok(()),
+                };
+            }
+            if waited > STOP_LEFTOVERS_TIMEOUT {
+                bail!(
+                    "processes of an earlier PostgreSQL do not end; end them, and try again: {}",
+                    leftovers.trim().replace('\n', " ")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
@@ -370,7 +421,7 @@ async fn find_or_fetch(dir: &Path, major: Option<u32>) -> anyhow::Result<PathBuf
     let fetched_root = dir.join("postgresql");
     let mut found: Vec<(u32, PathBuf)> = candidates(&fetched_root)
         .into_iter()
-        .filter(|bin| bin.join("initdb").is_file() && bin.join("pg_ctl").is_file())
+        .filter(|bin| bin.join("initdb").is_file())
         .filter_map(|bin| Some((major_of(&bin.join("postgres"))?, bin)))
         .filter(|(found, _)| *found >= MAJOR_MIN && major.is_none_or(|wanted| wanted == *found))
         .collect();

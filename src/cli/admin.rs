@@ -182,6 +182,7 @@ pub(super) fn print(line: &str) -> anyhow::Result<()> {
 
 /// A store whose database has answered.
 pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
+    require_postgres_url(&database.database_url)?;
     let store = Store::new(&StoreOptions {
         url: database.database_url.clone(),
         connections_max: 4,
@@ -190,6 +191,18 @@ pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
     })?;
     require_reachable(&store).await?;
     Ok(store)
+}
+
+/// Refuses the URL of something else, which the driver would take for PostgreSQL's. Nothing of it but the scheme is repeated: it has a password.
+pub(super) fn require_postgres_url(url: &str) -> anyhow::Result<()> {
+    const FORM: &str = "give postgres://USER:PASSWORD@HOST:PORT/DATABASE";
+    match url.split_once("://") {
+        Some(("postgres" | "postgresql", _)) => Ok(()),
+        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)) => {
+            anyhow::bail!("DATABASE_URL begins with {scheme}://, and the service needs PostgreSQL; {FORM}")
+        }
+        _ => anyhow::bail!("DATABASE_URL is not a URL; {FORM}"),
+    }
 }
 
 /// Refuses a database that cannot be reached, with the cause that the database or the network gave.

@@ -13,6 +13,7 @@ use tonic::{Request, Status, metadata::AsciiMetadataValue, transport::Channel};
 use super::{
     admin::print,
     files::{self, Content, Ended, Input},
+    link,
     serve::dial,
 };
 use crate::{
@@ -185,15 +186,10 @@ impl Server {
         }
         Ok(request)
     }
-}
 
-/// What a status says, without the numbers around it.
-pub(super) fn told(status: Status) -> anyhow::Error {
-    match status.code() {
-        tonic::Code::Unavailable if status.message().is_empty() || !status.message().ends_with('.') => {
-            anyhow::anyhow!("the server cannot be reached; check --server")
-        }
-        _ => anyhow::anyhow!("{}", status.message()),
+    /// What a status says, without the numbers around it; of a call that the server did not answer, the cause.
+    pub(super) fn told(&self, status: &Status) -> anyhow::Error {
+        anyhow::Error::msg(link::why("--server", &self.server, status).unwrap_or_else(|| status.message().to_owned()))
     }
 }
 
@@ -208,7 +204,7 @@ pub(super) async fn check(options: Check) -> anyhow::Result<()> {
     let mut chunks = options.addresses.chunks();
     while let Some(emails) = chunks.recv().await {
         let request = options.server.request(CheckEntriesRequest { emails: emails? })?;
-        let results = client.check_entries(request).await.map_err(told)?.into_inner().results;
+        let results = client.check_entries(request).await.map_err(|status| options.server.told(&status))?.into_inner().results;
         let mut out = BufWriter::new(std::io::stdout().lock());
         for CheckResult { email, suppressed, entry, error } in results {
             let email = one_line(&email);
@@ -237,11 +233,16 @@ pub(super) async fn export(options: Export) -> anyhow::Result<()> {
         ..EntryFilter::default()
     };
     let request = options.server.request(ExportEntriesRequest { filter: Some(filter) })?;
-    let mut messages = options.server.client()?.export_entries(request).await.map_err(told)?.into_inner();
+    let mut messages =
+        options.server.client()?.export_entries(request).await.map_err(|status| options.server.told(&status))?.into_inner();
+    let told = |status| options.server.told(&status);
+    // Nothing is written before the service has answered: the head alone would look like an empty list.
+    let mut message = messages.message().await.map_err(told)?;
     let mut out = std::io::stdout().lock();
     out.write_all(format.head().as_bytes())?;
-    while let Some(message) = messages.message().await.map_err(told)? {
-        out.write_all(&format.write(message.entries)?)?;
+    while let Some(part) = message {
+        out.write_all(&format.write(part.entries)?)?;
+        message = messages.message().await.map_err(told)?;
     }
     out.flush()?;
     Ok(())
@@ -258,7 +259,7 @@ pub(super) async fn remove(options: Remove) -> anyhow::Result<()> {
             continue;
         }
         let message = DeleteEntriesRequest { emails, validate_only: options.dry_run, ..Default::default() };
-        let answer = client.delete_entries(options.server.request(message)?).await.map_err(told);
+        let answer = client.delete_entries(options.server.request(message)?).await.map_err(|status| options.server.told(&status));
         removed += answer.with_context(|| format!("{removed} removed until then"))?.into_inner().deleted;
     }
     print(&removed.to_string())

@@ -14,7 +14,7 @@ use clap::Args;
 use super::{admin::issue_key, serve::until_signalled};
 use crate::{
     config::ServerOptions,
-    domain::{ApiKey, WorkspaceId},
+    domain::{ApiKey, UserId, WorkspaceId},
     postgres::{self, PrivatePostgres},
     server::{self, Bound},
     store::{KeyOwner, Store},
@@ -29,8 +29,9 @@ pub(super) struct Options {
     server: ServerOptions,
 }
 
-/// The workspace of this data directory, with keys for it. Plain keys are kept here alone, in a file only its owner can read:
-/// this is a place to try things out, and its keys must be printed at every start.
+/// The first workspace of this data directory, with keys for it. Plain keys are kept here alone, in a file only its owner can read:
+/// this is a place to try things out, and its keys must be printed at every start. Keys that were revoked, or whose note is lost, are replaced
+/// by new ones for the same workspace: a second one would look like an empty list.
 struct Tenant {
     workspace: WorkspaceId,
     api_key: ApiKey,
@@ -63,13 +64,18 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 fn lock(data_dir: &Path) -> anyhow::Result<File> {
-    let file = File::create(data_dir.join("lock"))?;
+    let path = data_dir.join("lock");
+    let what_to_do = || {
+        format!("cannot write the lock {}; make it a file that this user may write, or choose another --data-dir", path.display())
+    };
+    let file = File::create(&path).with_context(what_to_do)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             anyhow::bail!("another `dnc dev` runs on {}; stop it, or choose another --data-dir", data_dir.display())
         }
-        Err(TryLockError::Error(error)) => Err(error).context("the data directory cannot be locked"),
+        Err(TryLockError::Error(error)) => Err(error)
+            .with_context(|| format!("cannot lock {}; choose a --data-dir on a file system that has locks", path.display())),
     }
 }
 
@@ -83,38 +89,77 @@ async fn keep_running(postgres: &mut PrivatePostgres) -> anyhow::Result<()> {
 }
 
 async fn tenant(store: &Store, file: &Path) -> anyhow::Result<Tenant> {
-    if let Some(tenant) = read_tenant(file)
-        && is_valid(store, &tenant).await?
-    {
-        return Ok(tenant);
+    let (noted_key, noted_platform_key) = read_keys(file);
+    let (is_noted, is_platform_key_noted) = (noted_key.is_some(), noted_platform_key.is_some());
+    let workspace_of_key = match &noted_key {
+        Some(key) => store.find_caller(key.hash(), None).await?.and_then(|caller| caller.workspace),
+        None => None,
+    };
+    let found = match workspace_of_key {
+        Some(workspace) => Some(workspace),
+        None => store.list_workspaces().await?.first().map(|first| first.id),
+    };
+    let workspace = match found {
+        Some(workspace) => workspace,
+        None => store.create_workspace("dev").await?,
+    };
+    let good_key = noted_key.filter(|_| workspace_of_key.is_some());
+    let good_platform_key = match noted_platform_key {
+        Some(key) => store.find_caller(key.hash(), Some(workspace)).await?.filter(|caller| caller.is_member).map(|_| key),
+        None => None,
+    };
+    if found.is_some() {
+        for (name, is_noted, is_good) in
+            [("key", is_noted, good_key.is_some()), ("platform key", is_platform_key_noted, good_platform_key.is_some())]
+        {
+            let fault = if is_noted { "works no longer" } else { "is not to be found" };
+            if !is_good {
+                eprintln!("dnc: the {name} of {workspace} in {} {fault}; here is a new one for the same workspace", file.display());
+            }
+        }
     }
-    let workspace = store.create_workspace("dev").await?;
-    let user = store.create_user("dev", &[workspace]).await?;
+    let is_note_good = good_key.is_some() && good_platform_key.is_some();
     let tenant = Tenant {
         workspace,
-        api_key: issue_key(store, KeyOwner::Workspace(workspace), "dev", None).await?,
-        platform_key: issue_key(store, KeyOwner::User(user), "dev", None).await?,
+        api_key: match good_key {
+            Some(key) => key,
+            None => issue_key(store, KeyOwner::Workspace(workspace), "dev", None).await?,
+        },
+        platform_key: match good_platform_key {
+            Some(key) => key,
+            None => issue_key(store, KeyOwner::User(member(store, workspace).await?), "dev", None).await?,
+        },
     };
-    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(file)?;
-    writeln!(file, "{}\n{}\n{}", tenant.workspace, tenant.api_key.reveal(), tenant.platform_key.reveal())?;
+    if !is_note_good {
+        tenant.write(file).with_context(|| format!("cannot write {}; remove it, or choose another --data-dir", file.display()))?;
+    }
     Ok(tenant)
 }
 
-fn read_tenant(file: &Path) -> Option<Tenant> {
-    let text = fs::read_to_string(file).ok()?;
-    let mut lines = text.lines();
-    Some(Tenant {
-        workspace: lines.next()?.parse().ok()?,
-        api_key: ApiKey::parse(lines.next()?)?,
-        platform_key: ApiKey::parse(lines.next()?)?,
-    })
+/// The first user who may use the workspace; made when there is none.
+async fn member(store: &Store, workspace: WorkspaceId) -> anyhow::Result<UserId> {
+    let users = store.list_users().await?;
+    match users.iter().find(|user| user.workspaces.contains(&workspace)) {
+        Some(user) => Ok(user.id),
+        None => Ok(store.create_user("dev", &[workspace]).await?),
+    }
 }
 
-/// False when a key was revoked, or the database is another than the one the keys were made in.
-async fn is_valid(store: &Store, tenant: &Tenant) -> anyhow::Result<bool> {
-    let api = store.find_caller(tenant.api_key.hash(), None).await?;
-    let platform = store.find_caller(tenant.platform_key.hash(), Some(tenant.workspace)).await?;
-    Ok(api.is_some_and(|caller| caller.workspace == Some(tenant.workspace)) && platform.is_some_and(|caller| caller.is_member))
+impl Tenant {
+    /// At once or not at all: a note that was half written would cost the keys.
+    fn write(&self, file: &Path) -> std::io::Result<()> {
+        let unfinished = file.with_extension("unfinished");
+        let mut note = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&unfinished)?;
+        writeln!(note, "{}\n{}\n{}", self.workspace, self.api_key.reveal(), self.platform_key.reveal())?;
+        fs::rename(unfinished, file)
+    }
+}
+
+/// The workspace key and the platform key of the note. The first line is the workspace, for people.
+fn read_keys(file: &Path) -> (Option<ApiKey>, Option<ApiKey>) {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let mut keys = text.lines().skip(1).map(ApiKey::parse);
+    (keys.next().flatten(), keys.next().flatten())
 }
 
 fn announce(bound: &Bound, tenant: &Tenant, database_url: &str, tls_cert: Option<&Path>) -> anyhow::Result<()> {

@@ -27,7 +27,7 @@ use tonic::Status;
 use tonic_types::StatusExt;
 
 use super::{
-    client::{Server, TypeName, one_line, told},
+    client::{Server, TypeName, one_line},
     files::{self, Content, Ended, Input, Row},
 };
 use crate::{
@@ -226,7 +226,8 @@ impl Import<'_> {
         let answer = self.options.server.client()?.import_entries(call).await;
         drop(progress);
         let sent = std::mem::take(&mut *lock(&sent));
-        let answer = answer.map_err(|status| broken_off(&name, sent.entries, &status))?.into_inner();
+        let answer =
+            answer.map_err(|status| broken_off(&name, sent.entries, &status, self.options.server.told(&status)))?.into_inner();
         if !sent.layout.is_empty() {
             eprintln!("dnc: {name} was read as: {}", sent.layout);
         }
@@ -603,13 +604,12 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 }
 
 /// An import that the service, or the way to it, broke off.
-fn broken_off(name: &str, sent: u64, status: &Status) -> anyhow::Error {
+fn broken_off(name: &str, sent: u64, status: &Status, cause: anyhow::Error) -> anyhow::Error {
     let details = status.get_error_details();
     let stored = details.error_info().and_then(|info| {
         let count = |name: &str| info.metadata.get(name).and_then(|count| count.parse().ok()).map(HumanCount);
         Some(format!("imported {}, skipped {}, failed {} until then", count("imported")?, count("skipped")?, count("failed")?))
     });
-    let cause = told(status.clone());
     match stored {
         Some(stored) => anyhow::anyhow!("{name}: {cause} ({stored}; import it again, what is stored is skipped)"),
         None if sent > 0 => {

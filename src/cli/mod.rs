@@ -7,6 +7,7 @@ mod client;
 mod dev;
 mod files;
 mod import;
+mod link;
 mod serve;
 
 use std::process::ExitCode;

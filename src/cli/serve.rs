@@ -5,8 +5,9 @@ use clap::{Args, builder::FalseyValueParser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use super::admin;
+use super::{admin, link};
 use crate::{
     config::{DatabaseUrl, HttpOptions, ServerOptions},
     gateway::Upstream,
@@ -37,6 +38,7 @@ pub(super) struct GatewayOptions {
 }
 
 pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
+    admin::require_postgres_url(&options.database.database_url)?;
     let store = server::store(&options.database.database_url, &options.server.database)?;
     admin::require_reachable(&store).await?;
     if options.migrate {
@@ -51,10 +53,22 @@ pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
 }
 
 pub(super) async fn gateway(options: GatewayOptions) -> anyhow::Result<()> {
-    let upstream = Upstream::Elsewhere(dial("--upstream", &options.upstream, options.upstream_ca.as_deref())?);
-    let bound = Bound::gateway(upstream, &options.http).await?;
+    let channel = dial("--upstream", &options.upstream, options.upstream_ca.as_deref())?;
+    let bound = Bound::gateway(Upstream::Elsewhere(channel.clone()), &options.http).await?;
     tracing::info!(http = bound.http_url(), upstream = options.upstream, "serving");
+    tokio::spawn(warn_unless_reachable(channel, options.upstream));
     until_signalled(bound).await
+}
+
+/// Asks the upstream once whether it is there. It may come later, so the gateway serves all the same; but callers are told no more than
+/// "unavailable", and whoever runs the gateway must see the cause.
+async fn warn_unless_reachable(channel: Channel, url: String) {
+    let mut health = HealthClient::new(channel);
+    if let Err(status) = health.check(HealthCheckRequest::default()).await
+        && let Ok(Some(cause)) = tokio::task::spawn_blocking(move || link::why("--upstream", &url, &status)).await
+    {
+        tracing::warn!(cause, "the upstream cannot be reached");
+    }
 }
 
 /// A connection to a gRPC server, which is made when it is first needed. `flag` names the URL in an error.
@@ -68,13 +82,18 @@ pub(super) fn dial(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyho
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(8 << 20);
     if endpoint.uri().scheme_str() == Some("https") {
-        let mut tls = ClientTlsConfig::new().with_native_roots();
+        let mut tls = ClientTlsConfig::new();
         if let Some(path) = ca {
             tls = tls.ca_certificate(Certificate::from_pem(
                 std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
             ));
         }
-        endpoint = endpoint.tls_config(tls).with_context(|| format!("{flag}-ca cannot be used"))?;
+        // A container may have no certificates of the system's own; the authority named is enough then.
+        endpoint = endpoint
+            .clone()
+            .tls_config(tls.clone().with_native_roots())
+            .or_else(|_| endpoint.tls_config(tls))
+            .with_context(|| format!("{flag}-ca cannot be used"))?;
     }
     Ok(endpoint.connect_lazy())
 }

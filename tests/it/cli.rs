@@ -8,7 +8,9 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use crate::harness::{database, http_client, until};
+use sqlx::{Connection, PgConnection};
+
+use crate::harness::{TestServer, database, http_client, until};
 
 fn dnc(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
@@ -41,12 +43,12 @@ struct Dev {
 }
 
 impl Dev {
-    /// Starts `dnc dev` on free ports and reads what it prints when it is ready.
+    /// Starts `dnc dev` on free ports and reads what it prints when it is ready. Its standard error goes to a file beside `dir`.
     fn start(dir: &Path) -> Self {
         let mut child = dnc(&["dev", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(dir.with_extension("stderr")).unwrap())
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().take(6);
@@ -78,7 +80,27 @@ fn postgres_pid(dir: &Path) -> Option<String> {
 }
 
 fn is_running(pid: &str) -> bool {
-    Path::new("/proc").join(pid).exists()
+    // One that nobody has waited for yet has no program any more.
+    fs::read_link(Path::new("/proc").join(pid).join("exe")).is_ok()
+}
+
+fn kill_at_once(pid: &str) {
+    assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
+}
+
+/// A directory that the database's own user can enter.
+fn open_dir() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    tempfile::Builder::new().prefix("dnc-dev-").permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap()
+}
+
+/// The one line that a command which failed says.
+fn failure(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(output.stdout.is_empty(), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
 }
 
 #[tokio::test]
@@ -105,8 +127,7 @@ async fn dev_serves_keeps_its_data_and_leaves_no_database_behind() {
     assert_eq!(again.lines["DNC_API_KEY"], first.lines["DNC_API_KEY"]);
     assert_eq!(again.import("DNC_API_KEY").await["skipped"], 1, "the entry is still there");
     // Whoever kills the private database gets it back.
-    let postgres = postgres_pid(&dir).unwrap();
-    assert!(Command::new("kill").args(["-9", &postgres]).status().unwrap().success());
+    kill_at_once(&postgres_pid(&dir).unwrap());
     until("the database is back", || async { again.import("DNC_API_KEY").await["skipped"] == 1 }).await;
     let postgres = postgres_pid(&dir).unwrap();
     again.signal("-TERM");
@@ -114,6 +135,186 @@ async fn dev_serves_keeps_its_data_and_leaves_no_database_behind() {
     assert!(!is_running(&postgres), "dev waits for its database to stop");
     if let Ok(elsewhere) = fs::read_link(dir.join("postgres/elsewhere")) {
         fs::remove_dir_all(elsewhere).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn dev_survives_every_kill_of_its_database() {
+    let parent = open_dir();
+    let dir = parent.path().join("data");
+    let mut dev = Dev::start(&dir);
+    assert_eq!(dev.import("DNC_API_KEY").await["imported"], 1);
+    for _ in 0..3 {
+        // A statement that does not notice that its server is gone, and keeps the shared memory.
+        let mut busy = PgConnection::connect(&dev.lines["DATABASE_URL"]).await.unwrap();
+        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut busy).await.unwrap();
+        let busy = tokio::spawn(async move { sqlx::raw_sql("DO $$ BEGIN LOOP END LOOP; END $$").execute(&mut busy).await.is_ok() });
+        let mut other = PgConnection::connect(&dev.lines["DATABASE_URL"]).await.unwrap();
+        let is_active = "SELECT state = 'active' FROM pg_stat_activity WHERE pid = $1";
+        loop {
+            let is_active: bool = sqlx::query_scalar(is_active).bind(pid).fetch_one(&mut other).await.unwrap();
+            if is_active {
+                break;
+            }
+        }
+        kill_at_once(&postgres_pid(&dir).unwrap());
+        until("the database is back", || async { dev.import("DNC_API_KEY").await["skipped"] == 1 }).await;
+        assert!(!is_running(&pid.to_string()), "nothing of the killed server is left");
+        assert!(!busy.await.unwrap());
+    }
+    // Killed while it starts.
+    for _ in 0..3 {
+        let postgres = postgres_pid(&dir).unwrap();
+        kill_at_once(&postgres);
+        until("another server starts", || async { postgres_pid(&dir).is_some_and(|pid| pid != postgres && is_running(&pid)) })
+            .await;
+    }
+    until("the database is back", || async { dev.import("DNC_API_KEY").await["skipped"] == 1 }).await;
+
+    // All killed at once, and a stranger has the server's process id.
+    let (postgres, file) = (postgres_pid(&dir).unwrap(), dir.join("postgres/cluster/postmaster.pid"));
+    dev.signal("-KILL");
+    kill_at_once(&postgres);
+    dev.child.0.wait().unwrap();
+    let mut stranger = Killed(Command::new("sleep").arg("600").spawn().unwrap());
+    let noted = fs::read_to_string(&file).unwrap();
+    fs::write(&file, noted.replacen(&postgres, &stranger.0.id().to_string(), 1)).unwrap();
+    let dev = Dev::start(&dir);
+    assert_eq!(dev.import("DNC_API_KEY").await["skipped"], 1);
+    assert!(matches!(stranger.0.try_wait(), Ok(None)), "the stranger is left alone");
+}
+
+#[tokio::test]
+async fn dev_makes_new_keys_for_its_first_workspace_and_says_so() {
+    let parent = open_dir();
+    let dir = parent.path().join("data");
+    let said = || fs::read_to_string(dir.with_extension("stderr")).unwrap();
+    let note = dir.join("keys");
+    let dev = Dev::start(&dir);
+    assert_eq!(dev.import("DNC_API_KEY").await["imported"], 1);
+    assert!(!said().contains("a new one"), "{}", said());
+    let mut last = dev.lines.clone();
+    let revoke = run(dnc(&["keys", "revoke", "key_1"]).env("DATABASE_URL", &last["DATABASE_URL"]));
+    assert!(revoke.status.success());
+    type Damage = fn(&Path);
+    let damages: [(Damage, &str, bool); 4] = [
+        (|_| {}, "the key of ws_1", false),
+        (|note| fs::write(note, b"\xff\xfe").unwrap(), "the platform key of ws_1", true),
+        (|note| fs::write(note, &fs::read(note).unwrap()[..90]).unwrap(), "the platform key of ws_1", true),
+        (|note| fs::remove_file(note).unwrap(), "the key of ws_1", true),
+    ];
+    let mut dev = dev;
+    for (damage, told, is_platform_key_new) in damages {
+        dev.signal("-TERM");
+        assert!(dev.child.0.wait().unwrap().success());
+        damage(&note);
+        dev = Dev::start(&dir);
+        assert_eq!(dev.lines["DNC_WORKSPACE_ID"], "ws_1");
+        assert_eq!(dev.lines["DNC_PLATFORM_KEY"] != last["DNC_PLATFORM_KEY"], is_platform_key_new);
+        assert!(said().contains(told) && said().contains(note.to_str().unwrap()), "{}", said());
+        for key in ["DNC_API_KEY", "DNC_PLATFORM_KEY"] {
+            assert_eq!(dev.import(key).await["skipped"], 1, "the entry is still there");
+        }
+        last = dev.lines.clone();
+    }
+    for (list, rows) in [("workspaces", 1), ("users", 1)] {
+        let listed = stdout(&run(dnc(&[list, "list"]).env("DATABASE_URL", &last["DATABASE_URL"])));
+        assert_eq!(listed.lines().count(), rows, "{listed}");
+    }
+}
+
+#[test]
+fn dev_says_which_lock_it_cannot_write() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("lock")).unwrap();
+    for place in [dir.path(), Path::new("/proc")] {
+        let said = failure(&run(dnc(&["dev", "--data-dir"]).arg(place)));
+        let lock = place.join("lock");
+        assert!(said.contains(lock.to_str().unwrap()) && said.contains("--data-dir"), "{said}");
+    }
+}
+
+/// A server that answers anything with HTTP/1.1.
+fn http1_server() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = std::io::Write::write_all(&mut stream.unwrap(), b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_says_why_it_cannot_talk_to_the_server() {
+    let plain = TestServer::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, cert_file, key_file) = (dir.path().join("ca.pem"), dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    fs::write(&ca, params.self_signed(&ca_key).unwrap().pem()).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let certificate = certificate.signed_by(&key, &rcgen::Issuer::new(params, ca_key)).unwrap();
+    fs::write(&cert_file, certificate.pem()).unwrap();
+    fs::write(&key_file, key.serialize_pem()).unwrap();
+    let (cert_file, key_file) = (cert_file.to_str().unwrap(), key_file.to_str().unwrap());
+    let secured = TestServer::start_with(&["--tls-cert", cert_file, "--tls-key", key_file], &database().await).await;
+    let port = |url: &str| url.rsplit(':').next().unwrap().to_owned();
+    let (plain_port, port, http_port) = (port(&plain.grpc_url), port(&secured.grpc_url), port(&secured.http_url));
+    let ca = ca.to_str().unwrap();
+
+    let check = |server: &str, ca: Option<&str>| {
+        let mut command = dnc(&["check", "a@example.com", "--server", server, "--api-key", &secured.key]);
+        run(command.args(ca.map(|ca| format!("--server-ca={ca}"))))
+    };
+    assert!(check(&format!("https://localhost:{port}"), Some(ca)).status.success());
+    let mut no_roots = dnc(&["check", "a@example.com", "--server-ca", ca, "--server"]);
+    no_roots.arg(format!("https://localhost:{port}")).env("DNC_API_KEY", &secured.key);
+    assert!(run(no_roots.env("SSL_CERT_FILE", "/dev/null").env("SSL_CERT_DIR", dir.path())).status.success());
+    for (server, ca, expected) in [
+        (format!("https://localhost:{port}"), None, &["not trusted", "--server-ca"][..]),
+        (format!("https://127.0.0.1:{port}"), Some(ca), &["is for localhost and not for 127.0.0.1"]),
+        (format!("http://127.0.0.1:{port}"), None, &["speaks TLS", "https://"]),
+        (format!("https://localhost:{plain_port}"), Some(ca), &["TLS", "use http:// in --server"]),
+        (plain.http_url.clone(), None, &["no gRPC server", "50051"]),
+        (format!("https://localhost:{http_port}"), Some(ca), &["no gRPC server", "50051"]),
+        (format!("http://127.0.0.1:{}", http1_server()), None, &["no gRPC server", "50051"]),
+        ("http://127.0.0.1:1".to_owned(), None, &["nothing listens on 127.0.0.1:1", "--server"]),
+        ("http://no-such-host.invalid:50051".to_owned(), None, &["no-such-host.invalid is not known", "--server"]),
+        ("127.0.0.1:50051".to_owned(), None, &["http://127.0.0.1:50051"]),
+    ] {
+        let said = failure(&check(&server, ca));
+        assert!(expected.iter().all(|part| said.contains(part)), "{server}: {said}");
+    }
+    fs::write(dir.path().join("list.txt"), "a@example.com\n").unwrap();
+    for args in [&["import", "list.txt"][..], &["export"], &["remove", "a@example.com"]] {
+        let mut command = dnc(args);
+        let said = failure(&run(command.current_dir(dir.path()).env("DNC_SERVER", &plain.http_url).env("DNC_API_KEY", "sk_x")));
+        assert!(said.contains("no gRPC server"), "{args:?}: {said}");
+    }
+
+    let upstream = format!("https://localhost:{port}");
+    let mut gateway = dnc(&["gateway", "--http-addr", "127.0.0.1:0", "--upstream", &upstream]);
+    let mut gateway = Killed(gateway.stderr(Stdio::piped()).spawn().unwrap());
+    let mut log = BufReader::new(gateway.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let warned = log.find(|line| line.contains("the upstream cannot be reached")).unwrap();
+    assert!(warned.contains("not trusted") && warned.contains("--upstream-ca"), "{warned}");
+}
+
+#[test]
+fn a_database_url_that_cannot_be_used_is_told_by_its_fault() {
+    for (url, expected) in [
+        ("mysql://x:secret@localhost/x", &["mysql://", "postgres://"][..]),
+        ("x:secret@localhost/x", &["not a URL", "postgres://"]),
+        ("postgres://x:secret@no-such-host.invalid/x", &["DATABASE_URL", "lookup"]),
+    ] {
+        for args in [&["serve"][..], &["migrate"], &["keys", "list"]] {
+            let said = failure(&run(dnc(args).env("DATABASE_URL", url)));
+            assert!(expected.iter().all(|part| said.contains(part)) && !said.contains("secret"), "{said}");
+        }
     }
 }
 
@@ -228,7 +429,7 @@ async fn people_check_export_and_remove() {
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&refused.stderr), "dnc: The API key is not valid: it is unknown, expired or revoked.\n");
     let nowhere = run(dnc(&["check", "a@b.de"]).env("DNC_SERVER", "http://127.0.0.1:1").env("DNC_API_KEY", "sk_x"));
-    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("cannot be reached"));
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("nothing listens on 127.0.0.1:1"));
 }
 
 // The service must go on while the test waits for the program.
