@@ -6,6 +6,7 @@
 
 mod answers;
 mod body;
+mod discard;
 mod error;
 mod formats;
 mod query;
@@ -159,15 +160,19 @@ pub fn router(upstream: Upstream, json_body_bytes_max: usize, requests: TaskTrac
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(Arc::new(Gateway { upstream, json_body_bytes_max }))
-        .layer(middleware::from_fn_with_state((requests, draining), around_each))
+        .layer(middleware::from_fn_with_state(Around { requests, draining, discarded: discard::Places::default() }, around_each))
+}
+
+/// What all requests share.
+#[derive(Clone)]
+struct Around {
+    requests: TaskTracker,
+    draining: CancellationToken,
+    discarded: discard::Places,
 }
 
 /// What every request gets: an id, a span with a log line at its end, and an answer in the one error form even when a handler panics.
-async fn around_each(
-    State((requests, draining)): State<(TaskTracker, CancellationToken)>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+async fn around_each(State(Around { requests, draining, discarded }): State<Around>, mut request: Request, next: Next) -> Response {
     let running = requests.token();
     let request_id = telemetry::request_id(request.headers());
     // The route and not the path: a query or a mistaken path may hold an address, or a key.
@@ -182,6 +187,7 @@ async fn around_each(
     let is_private = request.uri().path() == "/v1" || request.uri().path().starts_with("/v1/");
     let started = tokio::time::Instant::now();
     async move {
+        let request = discarded.keep(request);
         let mut response = if draining.is_cancelled() && request.uri().path() != "/healthz" {
             Problem::draining().into_response()
         } else {

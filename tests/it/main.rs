@@ -12,6 +12,7 @@ mod drain;
 mod faults;
 mod gateway;
 mod import;
+mod refusals;
 mod strict;
 mod structure;
 mod whole_list;
