@@ -24,6 +24,9 @@ pub enum Error {
     /// The thing named does not exist.
     #[error("{0}")]
     NotFound(&'static str),
+    /// The request is in order, but not after what was done before.
+    #[error("{0}")]
+    Conflict(&'static str),
     /// Too much at once; a later try may pass.
     #[error("{message}")]
     Exhausted {

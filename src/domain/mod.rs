@@ -8,6 +8,7 @@ mod batch;
 mod entry;
 mod error;
 mod failure;
+mod fingerprint;
 mod key;
 mod page;
 
@@ -16,5 +17,6 @@ pub use batch::{BATCH_ENTRIES_MIN, Batch, Sorted, Tally};
 pub use entry::{Entry, Reason};
 pub use error::Error;
 pub use failure::Failure;
+pub use fingerprint::{Fingerprint, Sent};
 pub use key::{ApiKey, KeyHash, KeyId, KeyKind, UserId, WorkspaceId};
 pub use page::{Filter, Position};

@@ -172,9 +172,14 @@ pub(super) fn delete_answer(answer: DeleteEntriesResponse) -> impl Serialize {
 /// The `data` of a summary.
 pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> impl Serialize {
     #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
     struct Summary {
         total: i64,
         reasons: Vec<Reason>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        other_reasons: Option<i64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        other_entries: Option<i64>,
     }
     #[derive(Serialize)]
     struct Reason {
@@ -184,5 +189,11 @@ pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> impl Serialize
     }
     let reasons = answer.reasons.into_iter();
     let reasons = reasons.map(|row| Reason { r#type: type_name(row.r#type()), reason: row.reason, count: row.count });
-    Summary { total: answer.total, reasons: reasons.collect() }
+    let other = |count: i64| (answer.other_reasons > 0).then_some(count);
+    Summary {
+        total: answer.total,
+        other_reasons: other(answer.other_reasons),
+        other_entries: other(answer.other_entries),
+        reasons: reasons.collect(),
+    }
 }

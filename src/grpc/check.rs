@@ -1,39 +1,31 @@
-//! `CheckEntries`: may I write to them? One indexed statement, however many addresses a call names, and no answer without one.
+//! `CheckEntries`: may I write to them? Indexed look-ups, and no answer without them.
 //!
-//! Single checks come in crowds. While as many statements as there are [`STATEMENTS_MAX`] run, further calls of a workspace gather and are
-//! answered by one statement together; a call that finds a free place waits for nobody. That raises the rate of single checks by about a quarter:
-//! a statement of its own for each spends most of its time on round trips.
+//! Each call asks for itself. Gathering the single checks of a crowd into shared statements is a quarter
+//! faster, and makes callers wait for each other; here none can be left without an answer by another.
 
 use std::{
     borrow::Borrow,
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, PoisonError},
+    ops::Range,
+    sync::Arc,
 };
 
-use tokio::sync::{Semaphore, oneshot};
-use tonic::Status;
-use tracing::Instrument;
+use prost::Message;
 
-use super::{auth::Principal, convert, status};
+use super::{MESSAGE_BYTES_MAX, auth::Principal, convert};
 use crate::{
-    domain::{Error, WorkspaceId},
+    domain::{Address, Error, Failure},
     proto::{CheckEntriesRequest, CheckEntriesResponse, CheckResult},
     store::{EntryRow, Store},
 };
 
-/// Statements of checks at the database at once.
-const STATEMENTS_MAX: usize = 4;
+/// Keys (addresses, with the domains above them) in one statement, which bounds its time: between two of them
+/// others get their turn. A single address can have more.
+const STATEMENT_KEYS_MAX: usize = 20_000;
 
-/// Addresses (with the domains above them) that calls are gathered up to; a call that has more is a statement by itself.
-const GATHERED_MAX: usize = 1_000;
-
-/// Addresses in one statement at most, which bounds its memory here and in the database.
-const STATEMENT_ADDRESSES_MAX: usize = 60_000;
-
-/// What was found, by address. Shared by the calls that were answered together.
-#[derive(Clone, Debug, Default)]
-struct Found(Arc<HashSet<ByAddress>>);
+/// What was found, by address.
+type Found = HashSet<ByAddress>;
 
 #[derive(Debug)]
 struct ByAddress(EntryRow);
@@ -58,123 +50,116 @@ impl PartialEq for ByAddress {
 
 impl Eq for ByAddress {}
 
-impl Found {
-    fn get(&self, address: &str) -> Option<&EntryRow> {
-        self.0.get(address).map(|found| &found.0)
-    }
-}
-
-/// Looks addresses up for all calls of a server.
-#[derive(Debug)]
-pub(super) struct Checker {
-    store: Store,
-    places: Arc<Semaphore>,
-    waiting: Mutex<HashMap<WorkspaceId, Vec<Waiting>>>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    wanted: Vec<String>,
-    answer: oneshot::Sender<Result<Found, Status>>,
-}
-
-impl Checker {
-    pub(super) fn new(store: Store) -> Arc<Self> {
-        Arc::new(Self { store, places: Arc::new(Semaphore::new(STATEMENTS_MAX)), waiting: Mutex::default() })
-    }
-
-    pub(super) async fn run(
-        self: &Arc<Self>,
-        principal: &Principal,
-        request: CheckEntriesRequest,
-    ) -> Result<CheckEntriesResponse, Status> {
-        let asked = request.emails.clone();
-        let addresses = convert::addresses(request.emails).map_err(status::from_error)?;
-        let wanted: Vec<&str> = addresses.iter().flatten().flat_map(|address| address.covers()).collect();
-        let found = self.find(principal.workspace, wanted).await?;
-        let workspace = principal.workspace.to_string();
-        let results = asked.into_iter().zip(&addresses).enumerate().map(|(index, (email, address))| match address {
-            Ok(address) => {
-                let row = address.covers().find_map(|cover| found.get(cover));
-                let entry = row.map(|row| convert::stored(&workspace, row.clone()));
-                CheckResult { email, suppressed: entry.is_some(), entry, error: None }
-            }
-            // Nobody can say of such a text that it may be written to.
-            Err(failure) => {
-                CheckResult { email, suppressed: true, entry: None, error: Some(convert::entry_error(index as u64, *failure)) }
-            }
-        });
-        Ok(CheckEntriesResponse { results: results.collect() })
-    }
-
-    async fn find(self: &Arc<Self>, workspace: WorkspaceId, wanted: Vec<&str>) -> Result<Found, Status> {
-        if wanted.is_empty() {
-            return Ok(Found::default());
+pub(super) async fn run(store: &Store, principal: &Principal, request: CheckEntriesRequest) -> Result<CheckEntriesResponse, Error> {
+    let asked = request.emails.clone();
+    let mut addresses = Vec::with_capacity(asked.len());
+    // Why a text is no address, by its place.
+    let mut failures = Vec::new();
+    for (index, parsed) in convert::addresses(request.emails)?.into_iter().enumerate() {
+        match parsed {
+            Ok(address) => addresses.push(address),
+            Err(failure) => failures.push((index, failure)),
         }
-        if wanted.len() > GATHERED_MAX {
-            return self.look_up(workspace, wanted).await;
+    }
+    let addresses = Arc::new(addresses);
+    let mut found = Found::new();
+    for part in statements(&addresses) {
+        let rows = store.find_covers(principal.workspace, addresses.clone(), part).await?;
+        found.extend(rows.into_iter().map(ByAddress));
+    }
+    let results = answer(&principal.workspace.to_string(), asked, &addresses, &failures, &found);
+    fitted(CheckEntriesResponse { results })
+}
+
+/// Cuts addresses into parts for one statement each.
+fn statements(addresses: &[Address]) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let (mut start, mut keys) = (0, 0);
+    for (place, address) in addresses.iter().enumerate() {
+        let more = address.covers().count();
+        if keys + more > STATEMENT_KEYS_MAX && place > start {
+            parts.push(start..place);
+            (start, keys) = (place, 0);
         }
-        let wanted = wanted.into_iter().map(str::to_owned).collect();
-        let (answer, mut answered) = oneshot::channel();
-        self.waiting().entry(workspace).or_default().push(Waiting { wanted, answer });
-        let place = tokio::select! {
-            biased;
-            // Another call of this workspace took this one along.
-            found = &mut answered => return found.unwrap_or_else(|_| Err(lost())),
-            place = self.places.clone().acquire_owned() => place.map_err(|closed| status::from_error(Error::internal(closed)))?,
+        keys += more;
+    }
+    if start < addresses.len() {
+        parts.push(start..addresses.len());
+    }
+    parts
+}
+
+fn answer(
+    workspace: &str,
+    asked: Vec<String>,
+    addresses: &[Address],
+    failures: &[(usize, Failure)],
+    found: &Found,
+) -> Vec<CheckResult> {
+    let (mut addresses, mut failures) = (addresses.iter(), failures.iter().peekable());
+    let results = asked.into_iter().enumerate().map(|(index, email)| {
+        // Nobody can say of a text that is no address that it may be written to.
+        if let Some((_, failure)) = failures.next_if(|(place, _)| *place == index) {
+            let error = convert::entry_error(index as u64, *failure);
+            return CheckResult { email, suppressed: true, entry: None, error: Some(error) };
+        }
+        let row = addresses.next().and_then(|address| address.covers().find_map(|cover| found.get(cover)));
+        let entry = row.map(|ByAddress(row)| convert::stored(workspace, row.clone()));
+        CheckResult { email, suppressed: entry.is_some(), entry, error: None }
+    });
+    results.collect()
+}
+
+/// The answer in a form that clients take whose messages are limited to 4 MiB: leaves out what matched, from
+/// the last result on, until the rest fits. Whether an address is suppressed is never left out.
+fn fitted(mut answer: CheckEntriesResponse) -> Result<CheckEntriesResponse, Error> {
+    let mut bytes = answer.encoded_len();
+    for result in answer.results.iter_mut().rev() {
+        if bytes <= MESSAGE_BYTES_MAX {
+            break;
+        }
+        // The length of the whole result may take a byte or two less, which only makes it fit the better.
+        bytes -= result.entry.take().map_or(0, |entry| entry.encoded_len());
+    }
+    if bytes > MESSAGE_BYTES_MAX {
+        return Err(Error::invalid("emails", "The answer would be larger than 4 MiB. Name fewer addresses in one call."));
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Entry;
+
+    #[test]
+    fn parts_cover_every_address_once_and_stay_small() {
+        let deep = Address::parse_any(format!("x@{}de", "a.".repeat(120))).expect("valid");
+        for addresses in [vec![], vec![deep.clone()], vec![deep; 2_000]] {
+            let parts = statements(&addresses);
+            let covered: Vec<usize> = parts.iter().cloned().flatten().collect();
+            assert_eq!(covered, (0..addresses.len()).collect::<Vec<_>>());
+            for part in parts {
+                assert!(addresses[part].iter().flat_map(Address::covers).count() <= STATEMENT_KEYS_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_fits_a_message_and_never_loses_its_verdict() {
+        let long = CheckResult {
+            email: "e".repeat(254),
+            suppressed: true,
+            entry: Some(Entry { email: "e".repeat(254), reason: "ü".repeat(64), ..Entry::default() }),
+            error: None,
         };
-        let gathered = self.take(workspace);
-        if !gathered.is_empty() {
-            let checker = self.clone();
-            // A task of its own: the others must get their answer even if this caller goes away.
-            let answer_all = async move {
-                let wanted: Vec<&str> = gathered.iter().flat_map(|waiting| &waiting.wanted).map(String::as_str).collect();
-                let found = checker.look_up(workspace, wanted).await;
-                drop(place);
-                for waiting in gathered {
-                    // Whoever is gone needs no answer.
-                    let _ = waiting.answer.send(found.clone());
-                }
-            };
-            tokio::spawn(answer_all.in_current_span());
-        }
-        answered.await.unwrap_or_else(|_| Err(lost()))
+        let small = CheckEntriesResponse { results: vec![long.clone(); 10] };
+        assert_eq!(fitted(small.clone()).expect("fits"), small);
+        let answer = fitted(CheckEntriesResponse { results: vec![long.clone(); 10_000] }).expect("fits");
+        assert!(answer.encoded_len() <= MESSAGE_BYTES_MAX);
+        assert!(answer.results.iter().all(|result| result.suppressed && result.email == long.email));
+        assert!(answer.results[0].entry.is_some() && answer.results[9_999].entry.is_none());
+        let huge = CheckResult { email: "e".repeat(500), ..CheckResult::default() };
+        assert!(fitted(CheckEntriesResponse { results: vec![huge; 10_000] }).is_err());
     }
-
-    /// Takes calls that wait, the longest waiting first, up to the bound.
-    fn take(&self, workspace: WorkspaceId) -> Vec<Waiting> {
-        let mut all = self.waiting();
-        let Some(waiting) = all.get_mut(&workspace) else { return Vec::new() };
-        let mut addresses = 0;
-        let fitting = waiting.iter().take_while(|waiting| {
-            addresses += waiting.wanted.len();
-            addresses <= GATHERED_MAX
-        });
-        let count = fitting.count().max(1);
-        let rest = waiting.split_off(count.min(waiting.len()));
-        let taken = std::mem::replace(waiting, rest);
-        if waiting.is_empty() {
-            all.remove(&workspace);
-        }
-        taken
-    }
-
-    async fn look_up(&self, workspace: WorkspaceId, mut wanted: Vec<&str>) -> Result<Found, Status> {
-        wanted.sort_unstable();
-        wanted.dedup();
-        let mut found = Vec::new();
-        // One statement, but for the call that names ten thousand addresses under domains of a hundred labels each.
-        for part in wanted.chunks(STATEMENT_ADDRESSES_MAX) {
-            found.append(&mut self.store.find_entries(workspace, part).await.map_err(status::from_error)?);
-        }
-        Ok(Found(Arc::new(found.into_iter().map(ByAddress).collect())))
-    }
-
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<WorkspaceId, Vec<Waiting>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn lost() -> Status {
-    status::from_error(Error::internal("a check was left without its answer"))
 }

@@ -5,7 +5,7 @@ use super::{
     convert,
 };
 use crate::{
-    domain::{Address, Error},
+    domain::Error,
     proto::{DeleteEntriesRequest, DeleteEntriesResponse},
     store::Store,
 };
@@ -37,14 +37,13 @@ pub(super) async fn run(
             if request.filter.is_some() {
                 return Err(Error::invalid("filter", "A filter goes with `all` and not with `emails`."));
             }
-            let addresses = convert::stored_addresses(request.emails)?;
-            let mut named: Vec<&str> = addresses.iter().map(Address::as_str).collect();
+            let mut named = convert::stored_addresses(request.emails)?;
             named.sort_unstable();
             named.dedup();
             if request.validate_only {
-                store.count_named(workspace, &named).await?
+                store.count_named(workspace, named).await?
             } else {
-                store.delete_named(workspace, principal.key, &named).await?
+                store.delete_named(workspace, principal.key, named).await?
             }
         }
         (false, true) => return Err(Error::invalid("emails", "Name addresses, or say that all are meant; not both.")),

@@ -20,6 +20,9 @@ use crate::{
 /// Entries in one message of an export, and in one statement for it: hardly ever more than 200 KiB, and many times the cost of a round trip.
 const EXPORT_ENTRIES: u32 = 2_000;
 
+/// Reasons that a summary lists; the others are only counted. A list may have as many reasons as entries.
+const SUMMARY_REASONS_MAX: u32 = 1_000;
+
 pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntriesRequest) -> Result<ListEntriesResponse, Error> {
     let workspace = principal.workspace;
     let filter = convert::filter(request.filter)?;
@@ -89,10 +92,14 @@ async fn export_page(
 }
 
 pub(super) async fn summarize(store: &Store, principal: &Principal) -> Result<SummarizeEntriesResponse, Error> {
-    let counts = store.summarize(principal.workspace).await?;
+    let summary = store.summarize(principal.workspace, SUMMARY_REASONS_MAX).await?;
+    let listed: i64 = summary.counts.iter().map(|row| row.count).sum();
     Ok(SummarizeEntriesResponse {
-        total: counts.iter().map(|row| row.count).sum(),
-        reasons: counts
+        total: summary.total,
+        other_reasons: summary.reasons - summary.counts.len() as i64,
+        other_entries: summary.total - listed,
+        reasons: summary
+            .counts
             .into_iter()
             .map(|row| ReasonCount { r#type: convert::entry_type(row.kind).into(), reason: row.reason, count: row.count })
             .collect(),

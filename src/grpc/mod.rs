@@ -17,10 +17,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::BoxStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use self::{
-    auth::{Authenticator, Principal},
-    check::Checker,
-};
+use self::auth::{Authenticator, Principal};
 use crate::{
     domain::Error,
     proto::{
@@ -31,7 +28,7 @@ use crate::{
     store::Store,
 };
 
-/// The largest message accepted, in octets.
+/// The largest message accepted or answered, in bytes. Clients take no larger ones unless told to.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// The service behind the guard.
@@ -40,7 +37,6 @@ pub struct DncService {
     store: Store,
     auth: Arc<Authenticator>,
     limits: ImportLimits,
-    checker: Arc<Checker>,
 }
 
 /// How much of the database one import may use, and how long it may say nothing.
@@ -57,7 +53,7 @@ pub struct ImportLimits {
 impl DncService {
     /// The service over this store. `auth` is the one that guards it.
     pub fn new(store: Store, auth: Arc<Authenticator>, limits: ImportLimits) -> Self {
-        Self { checker: Checker::new(store.clone()), store, auth, limits }
+        Self { store, auth, limits }
     }
 }
 
@@ -82,7 +78,7 @@ impl dnc_service_server::DncService for DncService {
 
     async fn check_entries(&self, request: Request<CheckEntriesRequest>) -> Result<Response<CheckEntriesResponse>, Status> {
         let principal = principal(&request)?;
-        self.checker.run(&principal, request.into_inner()).await.map(Response::new)
+        answer(check::run(&self.store, &principal, request.into_inner()).await)
     }
 
     async fn list_entries(&self, request: Request<ListEntriesRequest>) -> Result<Response<ListEntriesResponse>, Status> {

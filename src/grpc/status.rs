@@ -47,6 +47,7 @@ fn with_metadata(error: Error, metadata: HashMap<String, String>) -> Status {
         Error::Unauthenticated(_) => (Code::Unauthenticated, "UNAUTHENTICATED"),
         Error::Forbidden(_) => (Code::PermissionDenied, "FORBIDDEN"),
         Error::NotFound(_) => (Code::NotFound, "NOT_FOUND"),
+        Error::Conflict(_) => (Code::FailedPrecondition, "CONFLICT"),
         Error::Exhausted { .. } => (Code::ResourceExhausted, "EXHAUSTED"),
         Error::Unavailable { .. } => (Code::Unavailable, "UNAVAILABLE"),
         Error::Timeout { .. } => (Code::DeadlineExceeded, "TIMEOUT"),
@@ -69,7 +70,12 @@ fn with_metadata(error: Error, metadata: HashMap<String, String>) -> Status {
         Error::Unauthenticated(_) => {
             headers.insert("www-authenticate", tonic::metadata::MetadataValue::from_static("Bearer"));
         }
-        Error::Forbidden(_) | Error::NotFound(_) | Error::Cancelled | Error::Unimplemented | Error::Internal { .. } => {}
+        Error::Forbidden(_)
+        | Error::NotFound(_)
+        | Error::Conflict(_)
+        | Error::Cancelled
+        | Error::Unimplemented
+        | Error::Internal { .. } => {}
     }
     match error.source() {
         Some(source) if code == Code::Internal => tracing::error!(cause = %chain(source), "internal error"),

@@ -1,11 +1,14 @@
 //! The one place where an error of the database becomes one of ours. What the database said stays behind as the source, for the log.
 
+use deadpool::managed::PoolError;
 use sqlx::{error::DatabaseError, migrate::MigrateError};
 
+use super::session::Stop;
 use crate::domain::Error;
 
 const AWAY: &str = "The database cannot be reached at the moment. Send the request again later.";
 const SLOW: &str = "The database took too long. Send the request again later.";
+const BUSY: &str = "The service has too much to do at the moment. Send the request again later.";
 
 /// Sorts a driver error by what the caller should do about it.
 pub(super) fn from_sqlx(error: sqlx::Error) -> Error {
@@ -27,12 +30,68 @@ pub(super) fn from_sqlx(error: sqlx::Error) -> Error {
     }
 }
 
+/// The database cannot be reached, for a cause that only the log needs.
+pub(super) fn away(cause: &'static str) -> Error {
+    Error::Unavailable { message: AWAY, source: Some(cause.into()) }
+}
+
+/// The database took too long, for a cause that only the log needs.
+pub(super) fn slow(cause: &'static str) -> Error {
+    Error::Timeout { message: SLOW, source: Some(cause.into()) }
+}
+
+/// No slot was free in time.
+pub(super) fn busy() -> Error {
+    Error::Unavailable { message: BUSY, source: None }
+}
+
+/// Sorts an error of the pool.
+pub(super) fn from_pool(error: PoolError<sqlx::Error>) -> Error {
+    match error {
+        PoolError::Backend(inner) => from_sqlx(inner),
+        PoolError::Closed => away("the pool is closed"),
+        PoolError::Timeout(_) => away("no connection in time"),
+        PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => Error::internal("the pool is set up wrongly"),
+    }
+}
+
+/// True when the database itself refused, which shows that it is there and takes connections.
+pub(super) fn is_answer(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(_)) && !is_dead_connection(error)
+}
+
+/// True when the database said that it takes no writes.
+pub(super) fn is_read_only(stop: &Stop) -> bool {
+    matches!(stop, Stop::Database(sqlx::Error::Database(inner)) if inner.code().is_some_and(|code| code == "25006"))
+}
+
 /// True when the connection is gone and another one may be alive: its end was closed, or its last words were that the server went down.
 pub(super) fn is_dead_connection(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
-        sqlx::Error::Database(inner) => inner.code().is_some_and(|code| code.starts_with("57P")),
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(inner) => inner.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08")),
         _ => false,
+    }
+}
+
+/// True when the database refused the statement and waits for the next one. After any other error nobody knows what
+/// the connection has still to say.
+pub(super) fn leaves_connection_usable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(inner) => !is_dead_connection(error) && inner.code().is_none_or(|code| code != "25006"),
+        sqlx::Error::RowNotFound => true,
+        _ => false,
+    }
+}
+
+/// True when the same transaction may pass on another try: the connection was lost, the database takes no writes any more (another one
+/// may), or the transaction came into conflict with another (serialization failure, dead-lock).
+pub(super) fn is_passing(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(inner) => {
+            is_dead_connection(error) || inner.code().is_some_and(|code| matches!(code.as_ref(), "25006" | "40001" | "40P01"))
+        }
+        _ => is_dead_connection(error),
     }
 }
 

@@ -1,13 +1,17 @@
-//! The import log: one row an import, which the first batch makes and the end completes. And the request ids, by which a repeat of an import is
-//! answered from that log.
+//! The import log: one row an import, written with its first batch and completed at its end. And the request ids, by which a repeat of an
+//! import is answered from that log.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{PgConnection, query};
 use uuid::Uuid;
 
-use super::{Store, error::from_sqlx};
-use crate::domain::{Error, KeyId, WorkspaceId};
+use super::{
+    Store,
+    session::{Stop, Working},
+    shares::Share,
+};
+use crate::domain::{Error, Fingerprint, KeyId, Tally, WorkspaceId};
 
 /// Names one run of an import in the log.
 #[derive(Clone, Copy, Debug)]
@@ -32,25 +36,15 @@ pub struct ImportIds {
     pub import: ImportId,
 }
 
-/// What one batch adds to its import's counts.
+/// What the first batch of an import writes into the log.
 #[derive(Clone, Debug)]
-pub struct BatchCounts {
-    /// The batch's number in its import, from 0.
-    pub batch: u64,
+pub struct FirstBatch {
     /// Entries in the batch, repeats included.
     pub received: u64,
-    /// Entries refused since the batch before.
+    /// Entries refused before the batch was full.
     pub failed: u64,
     /// With a batch that is the whole import.
     pub end: Option<End>,
-}
-
-impl BatchCounts {
-    /// True for a batch that is logged even when nothing of it is new. A later one of which nothing is new writes nothing at all, so that its
-    /// transaction need not wait for the disk; what it counts is logged with the end of the import.
-    pub fn must_be_logged(&self) -> bool {
-        self.batch == 0
-    }
 }
 
 /// The end of an import that succeeded.
@@ -69,47 +63,44 @@ pub struct Answered {
     pub errors: Vec<u8>,
 }
 
-/// Writes a batch into the log. The first makes its import's row; a later one makes a row of its own, which waits for nobody and is added to
-/// the import's by [`Store::end_import`].
-pub(super) async fn add(connection: &mut PgConnection, ids: ImportIds, counts: &BatchCounts, imported: u64) -> Result<(), Error> {
-    let skipped = counts.received.saturating_sub(imported);
-    if counts.batch > 0 {
-        query!(
-            "INSERT INTO import_batches (workspace_id, import_id, batch, imported, skipped, failed) VALUES ($1, $2, $3, $4, $5, $6)",
-            ids.workspace.0,
-            ids.import.0,
-            counts.batch.cast_signed(),
-            imported.cast_signed(),
-            skipped.cast_signed(),
-            counts.failed.cast_signed(),
-        )
-        .execute(&mut *connection)
-        .await
-        .map_err(from_sqlx)?;
-        return Ok(());
-    }
+/// The counts of an import's row.
+struct Counts {
+    imported: u64,
+    skipped: u64,
+    failed: u64,
+}
+
+/// Writes an import's row with its first batch.
+pub(super) async fn begin(connection: &mut PgConnection, ids: ImportIds, first: &FirstBatch, imported: u64) -> Result<(), Stop> {
+    let counts = Counts { imported, skipped: first.received.saturating_sub(imported), failed: first.failed };
+    write(connection, ids, &counts, first.end.as_ref()).await
+}
+
+/// Writes what is known of an import; `end` is none for one that is not finished.
+async fn write(connection: &mut PgConnection, ids: ImportIds, counts: &Counts, end: Option<&End>) -> Result<(), Stop> {
     query!(
         "INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
-         VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END, $5, $6, $7)",
+         VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END, $5, $6, $7)
+         ON CONFLICT (workspace_id, id) DO UPDATE SET
+             finished_at = excluded.finished_at, imported = excluded.imported, skipped = excluded.skipped, failed = excluded.failed",
         ids.workspace.0,
         ids.import.0,
         ids.key.0,
-        counts.end.is_some(),
-        imported.cast_signed(),
-        skipped.cast_signed(),
+        end.is_some(),
+        counts.imported.cast_signed(),
+        counts.skipped.cast_signed(),
         counts.failed.cast_signed(),
     )
     .execute(&mut *connection)
-    .await
-    .map_err(from_sqlx)?;
-    match &counts.end {
+    .await?;
+    match end {
         Some(end) => answer(connection, ids, end).await,
         None => Ok(()),
     }
 }
 
 /// Marks the request id of an import that succeeds.
-async fn answer(connection: &mut PgConnection, ids: ImportIds, end: &End) -> Result<(), Error> {
+async fn answer(connection: &mut PgConnection, ids: ImportIds, end: &End) -> Result<(), Stop> {
     let Some(answered) = &end.answers else { return Ok(()) };
     let finished = query!(
         "UPDATE import_requests SET finished_at = now(), errors = $4
@@ -120,26 +111,25 @@ async fn answer(connection: &mut PgConnection, ids: ImportIds, end: &End) -> Res
         answered.errors,
     )
     .execute(connection)
-    .await
-    .map_err(from_sqlx)?;
+    .await?;
     if finished.rows_affected() == 0 {
-        return Err(Error::Unavailable {
+        return Err(Stop::Refused(Error::Unavailable {
             message: "Another call with the same request id has taken this import over. Send it again to get its answer.",
             source: None,
-        });
+        }));
     }
     Ok(())
 }
 
-/// What is known of a request id.
+/// What is known of a request id. The fingerprint is that of the import which has it; none if it was not kept.
 #[derive(Debug)]
 pub enum Claim {
     /// Nobody has used it: the caller runs the import, and renews the lease meanwhile.
     Mine,
     /// Another call runs it now.
-    Busy,
+    Busy(Option<Fingerprint>),
     /// It was run, with this outcome.
-    Done(Replay),
+    Done(Replay, Option<Fingerprint>),
 }
 
 /// The outcome of an import that was run before.
@@ -164,52 +154,18 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
-    pub async fn claim_request(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<Claim, Error> {
-        let claimed = query!(
-            "INSERT INTO import_requests AS known (workspace_id, request_id, import_id, lease_until)
-             VALUES ($1, $2, $3, now() + make_interval(secs => $4))
-             ON CONFLICT (workspace_id, request_id) DO UPDATE SET
-                 import_id = excluded.import_id, started_at = now(), lease_until = excluded.lease_until, finished_at = NULL, errors = NULL
-             WHERE CASE WHEN known.finished_at IS NULL THEN known.lease_until < now()
-                        ELSE known.finished_at < now() - interval '24 hours' END",
-            workspace.0,
-            request_id,
-            import.0,
-            Self::LEASE.as_secs_f64(),
-        )
-        .execute(&self.pool)
-        .await
-        .map_err(from_sqlx)?;
-        if claimed.rows_affected() == 1 {
-            let forgotten = query!(
-                "DELETE FROM import_requests WHERE workspace_id = $1 AND started_at < now() - interval '24 hours'
-                    AND COALESCE(finished_at, lease_until) < now() - interval '24 hours'",
-                workspace.0
-            );
-            if let Err(error) = forgotten.execute(&self.pool).await {
-                // The claim stands; the next one cleans up.
-                tracing::warn!(cause = %error, "old request ids could not be forgotten");
-            }
-            return Ok(Claim::Mine);
-        }
-        let replay = query!(
-            "SELECT imported, skipped, failed, errors FROM import_requests
-             JOIN imports ON imports.workspace_id = $1 AND imports.id = import_requests.import_id
-             WHERE import_requests.workspace_id = $1 AND request_id = $2 AND import_requests.finished_at IS NOT NULL",
-            workspace.0,
-            request_id,
-        )
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(from_sqlx)?;
-        Ok(replay.map_or(Claim::Busy, |row| {
-            Claim::Done(Replay {
-                imported: row.imported.cast_unsigned(),
-                skipped: row.skipped.cast_unsigned(),
-                failed: row.failed.cast_unsigned(),
-                errors: row.errors,
-            })
-        }))
+    pub async fn claim_request(
+        &self,
+        workspace: WorkspaceId,
+        import: ImportId,
+        request_id: &str,
+        fingerprint: &Fingerprint,
+    ) -> Result<Claim, Error> {
+        let (request_id, fingerprint) = (request_id.to_owned(), fingerprint.to_bytes());
+        let claim = self.write(Share::LookUp(workspace), move |connection| {
+            Box::pin(async move { claim(connection, workspace, import, &request_id, &fingerprint).await })
+        });
+        Ok(claim.await?)
     }
 
     /// Makes a claim stand for another [`Store::LEASE`].
@@ -217,18 +173,23 @@ impl Store {
     /// # Errors
     /// As [`Store::claim_request`].
     pub async fn renew_claim(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<(), Error> {
-        query!(
-            "UPDATE import_requests SET lease_until = now() + make_interval(secs => $4)
-             WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
-            workspace.0,
-            request_id,
-            import.0,
-            Self::LEASE.as_secs_f64(),
-        )
-        .execute(&self.pool)
-        .await
-        .map_err(from_sqlx)?;
-        Ok(())
+        let request_id = request_id.to_owned();
+        let renewed = self.write(Share::Service, move |connection| {
+            Box::pin(async move {
+                query!(
+                    "UPDATE import_requests SET lease_until = now() + make_interval(secs => $4)
+                     WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
+                    workspace.0,
+                    request_id,
+                    import.0,
+                    Self::LEASE.as_secs_f64(),
+                )
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+        });
+        Ok(renewed.await?)
     }
 
     /// Gives a claim back after an import that failed, so that the next try need not wait for the lease to end. One that
@@ -237,50 +198,92 @@ impl Store {
     /// # Errors
     /// As [`Store::claim_request`].
     pub async fn release_claim(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<(), Error> {
-        query!(
-            "DELETE FROM import_requests WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3 AND finished_at IS NULL",
-            workspace.0,
-            request_id,
-            import.0,
-        )
-        .execute(&self.pool)
-        .await
-        .map_err(from_sqlx)?;
-        Ok(())
+        let request_id = request_id.to_owned();
+        let released = self.write(Share::Service, move |connection| {
+            Box::pin(async move {
+                query!(
+                    "DELETE FROM import_requests
+                     WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3 AND finished_at IS NULL",
+                    workspace.0,
+                    request_id,
+                    import.0,
+                )
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+        });
+        Ok(released.await?)
     }
 
-    /// Writes the end of an import of several batches, or of none, after all that are stored: adds its later batches to its row, and the `skipped` and
-    /// `failed` entries that no batch has logged. `end` is none for an import that broke; its row has no time of an end then.
+    /// Completes the row of an import of several batches, or of none, after all that are stored. `end` is none for an import that broke; its
+    /// row has no time of an end then.
     ///
     /// # Errors
     /// As [`Store::insert_batch`]. The entries stay all the same.
-    pub async fn end_import(&self, ids: ImportIds, skipped: u64, failed: u64, end: Option<&End>) -> Result<(), Error> {
-        let mut transaction = self.begin().await.map_err(from_sqlx)?;
-        query!(
-            "WITH later AS (
-                 DELETE FROM import_batches WHERE workspace_id = $1 AND import_id = $2 RETURNING imported, skipped, failed
-             )
-             INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
-             SELECT $1, $2, $3, CASE WHEN $4 THEN now() END,
-                 COALESCE(sum(imported), 0), COALESCE(sum(skipped), 0) + $5::bigint, COALESCE(sum(failed), 0) + $6::bigint FROM later
-             ON CONFLICT (workspace_id, id) DO UPDATE SET
-                 finished_at = COALESCE(excluded.finished_at, imports.finished_at),
-                 imported = imports.imported + excluded.imported,
-                 skipped = imports.skipped + excluded.skipped,
-                 failed = imports.failed + excluded.failed",
-            ids.workspace.0,
-            ids.import.0,
-            ids.key.0,
-            end.is_some(),
-            skipped.cast_signed(),
-            failed.cast_signed(),
-        )
-        .execute(&mut *transaction)
-        .await
-        .map_err(from_sqlx)?;
-        if let Some(end) = end {
-            answer(&mut transaction, ids, end).await?;
-        }
-        transaction.commit().await.map_err(from_sqlx)
+    pub async fn end_import(&self, ids: ImportIds, tally: &Tally, end: Option<End>) -> Result<(), Error> {
+        let counts = Arc::new((Counts { imported: tally.imported, skipped: tally.skipped, failed: tally.failed }, end));
+        let ended = self.write_again(Share::Import(ids.workspace), || {
+            let counts = counts.clone();
+            move |connection: &mut PgConnection| -> Working<'_, ()> {
+                Box::pin(async move { write(connection, ids, &counts.0, counts.1.as_ref()).await })
+            }
+        });
+        Ok(ended.await?)
     }
+}
+
+async fn claim(
+    connection: &mut PgConnection,
+    workspace: WorkspaceId,
+    import: ImportId,
+    request_id: &str,
+    fingerprint: &[u8],
+) -> Result<Claim, Stop> {
+    let claimed = query!(
+        "INSERT INTO import_requests AS known (workspace_id, request_id, import_id, lease_until, fingerprint)
+         VALUES ($1, $2, $3, now() + make_interval(secs => $4), $5)
+         ON CONFLICT (workspace_id, request_id) DO UPDATE SET
+             import_id = excluded.import_id, started_at = now(), lease_until = excluded.lease_until,
+             finished_at = NULL, errors = NULL, fingerprint = excluded.fingerprint
+         WHERE CASE WHEN known.finished_at IS NULL THEN known.lease_until < now()
+                    ELSE known.finished_at < now() - interval '24 hours' END",
+        workspace.0,
+        request_id,
+        import.0,
+        Store::LEASE.as_secs_f64(),
+        fingerprint,
+    )
+    .execute(&mut *connection)
+    .await?;
+    if claimed.rows_affected() == 1 {
+        query!(
+            "DELETE FROM import_requests WHERE workspace_id = $1 AND started_at < now() - interval '24 hours'
+                AND COALESCE(finished_at, lease_until) < now() - interval '24 hours'",
+            workspace.0
+        )
+        .execute(connection)
+        .await?;
+        return Ok(Claim::Mine);
+    }
+    let known = query!(
+        r#"SELECT fingerprint, errors, imports.imported AS "imported?", imports.skipped AS "skipped?", imports.failed AS "failed?"
+           FROM import_requests
+           LEFT JOIN imports ON imports.workspace_id = $1 AND imports.id = import_id AND import_requests.finished_at IS NOT NULL
+           WHERE import_requests.workspace_id = $1 AND request_id = $2"#,
+        workspace.0,
+        request_id,
+    )
+    .fetch_optional(connection)
+    .await?;
+    // Given back a moment ago: the next try claims it.
+    let Some(known) = known else { return Ok(Claim::Busy(None)) };
+    let fingerprint = known.fingerprint.as_deref().and_then(Fingerprint::from_bytes);
+    Ok(match (known.imported, known.skipped, known.failed) {
+        (Some(imported), Some(skipped), Some(failed)) => {
+            let (imported, skipped, failed) = (imported.cast_unsigned(), skipped.cast_unsigned(), failed.cast_unsigned());
+            Claim::Done(Replay { imported, skipped, failed, errors: known.errors }, fingerprint)
+        }
+        _ => Claim::Busy(fingerprint),
+    })
 }

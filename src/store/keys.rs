@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{query, query_scalar};
 use time::OffsetDateTime;
 
-use super::{Store, error::from_sqlx};
+use super::{Store, session::Stop, shares::Share};
 use crate::domain::{Error, KeyHash, KeyId, UserId, WorkspaceId};
 
 /// What a key is bound to.
@@ -61,22 +61,30 @@ impl Store {
             KeyOwner::Workspace(id) => (Some(id.0), None),
             KeyOwner::User(id) => (None, Some(id.0)),
         };
-        query_scalar!(
-            "INSERT INTO api_keys (workspace_id, user_id, name, secret_sha256, expires_at)
-             VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5)) RETURNING id",
-            workspace,
-            user,
-            name,
-            hash.as_bytes(),
-            expires_in.map(|duration| duration.as_secs_f64()),
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map(KeyId)
-        .map_err(|error| match error.as_database_error() {
-            Some(inner) if inner.is_foreign_key_violation() => Error::NotFound("There is no such workspace or user."),
-            _ => from_sqlx(error),
-        })
+        let name = name.to_owned();
+        let created = self.write(Share::Service, move |connection| {
+            Box::pin(async move {
+                query_scalar!(
+                    "INSERT INTO api_keys (workspace_id, user_id, name, secret_sha256, expires_at)
+                     VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5)) RETURNING id",
+                    workspace,
+                    user,
+                    name,
+                    hash.as_bytes(),
+                    expires_in.map(|duration| duration.as_secs_f64()),
+                )
+                .fetch_one(connection)
+                .await
+                .map(KeyId)
+                .map_err(|error| match error.as_database_error() {
+                    Some(inner) if inner.is_foreign_key_violation() => {
+                        Stop::Refused(Error::NotFound("There is no such workspace or user."))
+                    }
+                    _ => error.into(),
+                })
+            })
+        });
+        Ok(created.await?)
     }
 
     /// All keys, oldest first.
@@ -84,25 +92,31 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn list_keys(&self) -> Result<Vec<KeyRow>, Error> {
-        query!("SELECT id, workspace_id, user_id, created_at, expires_at, revoked_at, name FROM api_keys ORDER BY id")
-            .try_map(|row| {
-                let owner = match (row.workspace_id, row.user_id) {
-                    (Some(id), _) => KeyOwner::Workspace(WorkspaceId(id)),
-                    (None, Some(id)) => KeyOwner::User(UserId(id)),
-                    (None, None) => return Err(sqlx::Error::Decode("a key without an owner".into())),
-                };
-                Ok(KeyRow {
-                    id: KeyId(row.id),
-                    owner,
-                    created_at: row.created_at,
-                    expires_at: row.expires_at,
-                    revoked_at: row.revoked_at,
-                    name: row.name,
-                })
+        self.read(Share::Service, |connection| {
+            Box::pin(async move {
+                let keys =
+                    query!("SELECT id, workspace_id, user_id, created_at, expires_at, revoked_at, name FROM api_keys ORDER BY id")
+                        .try_map(|row| {
+                            let owner = match (row.workspace_id, row.user_id) {
+                                (Some(id), _) => KeyOwner::Workspace(WorkspaceId(id)),
+                                (None, Some(id)) => KeyOwner::User(UserId(id)),
+                                (None, None) => return Err(sqlx::Error::Decode("a key without an owner".into())),
+                            };
+                            Ok(KeyRow {
+                                id: KeyId(row.id),
+                                owner,
+                                created_at: row.created_at,
+                                expires_at: row.expires_at,
+                                revoked_at: row.revoked_at,
+                                name: row.name,
+                            })
+                        })
+                        .fetch_all(connection)
+                        .await?;
+                Ok(keys)
             })
-            .fetch_all(&self.pool)
-            .await
-            .map_err(from_sqlx)
+        })
+        .await
     }
 
     /// Revokes a key. Revoking twice is the same as once.
@@ -110,14 +124,18 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is no such key.
     pub async fn revoke_key(&self, id: KeyId) -> Result<(), Error> {
-        let done = query!("UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE id = $1", id.0)
-            .execute(&self.pool)
-            .await
-            .map_err(from_sqlx)?;
-        if done.rows_affected() == 0 {
-            return Err(Error::NotFound("There is no such key; `dnc keys list` shows those that exist."));
-        }
-        Ok(())
+        let revoked = self.write(Share::Service, move |connection| {
+            Box::pin(async move {
+                let done = query!("UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE id = $1", id.0)
+                    .execute(connection)
+                    .await?;
+                if done.rows_affected() == 0 {
+                    return Err(Stop::Refused(Error::NotFound("There is no such key; `dnc keys list` shows those that exist.")));
+                }
+                Ok(())
+            })
+        });
+        Ok(revoked.await?)
     }
 
     /// The caller that this key stands for, unless the key is unknown, expired or revoked. By the database's clock, so that all servers agree.
@@ -125,18 +143,23 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn find_caller(&self, hash: KeyHash, asked_for: Option<WorkspaceId>) -> Result<Option<Caller>, Error> {
-        query!(
-            r#"SELECT id, workspace_id,
-                   EXISTS (SELECT FROM memberships WHERE memberships.user_id = api_keys.user_id AND memberships.workspace_id = $2)
-                       AS "is_member!"
-               FROM api_keys
-               WHERE secret_sha256 = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"#,
-            hash.as_bytes(),
-            asked_for.map(|id| id.0),
-        )
-        .map(|row| Caller { key: KeyId(row.id), workspace: row.workspace_id.map(WorkspaceId), is_member: row.is_member })
-        .fetch_optional(&self.pool)
+        self.read(Share::Service, move |connection| {
+            Box::pin(async move {
+                // clock_timestamp(), which goes on also where now() stands still: in a transaction.
+                Ok(query!(
+                    r#"SELECT id, workspace_id,
+                           EXISTS (SELECT FROM memberships WHERE memberships.user_id = api_keys.user_id AND memberships.workspace_id = $2)
+                               AS "is_member!"
+                       FROM api_keys
+                       WHERE secret_sha256 = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())"#,
+                    hash.as_bytes(),
+                    asked_for.map(|id| id.0),
+                )
+                .map(|row| Caller { key: KeyId(row.id), workspace: row.workspace_id.map(WorkspaceId), is_member: row.is_member })
+                .fetch_optional(connection)
+                .await?)
+            })
+        })
         .await
-        .map_err(from_sqlx)
     }
 }

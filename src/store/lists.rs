@@ -1,10 +1,12 @@
 //! Reading the list: questions before a send, pages, counts. All of it by the table's own key.
 
+use std::{ops::Range, sync::Arc};
+
 use sqlx::{FromRow, Postgres, QueryBuilder, query_as, query_scalar};
 use time::OffsetDateTime;
 
-use super::{Store, error::from_sqlx};
-use crate::domain::{Error, Filter, KeyId, Kind, WorkspaceId};
+use super::{Store, shares::Share};
+use crate::domain::{Address, Error, Filter, KeyId, Kind, WorkspaceId};
 
 /// An entry as it is kept.
 #[derive(Clone, Debug, FromRow)]
@@ -20,6 +22,17 @@ pub struct EntryRow {
     pub added_by: KeyId,
 }
 
+/// What is on a list, in numbers.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// All entries.
+    pub total: i64,
+    /// All pairs of a kind and a reason, those that are not in `counts` included.
+    pub reasons: i64,
+    /// The largest of them.
+    pub counts: Vec<ReasonCount>,
+}
+
 /// How many entries of a kind have a reason.
 #[derive(Clone, Debug)]
 pub struct ReasonCount {
@@ -32,95 +45,137 @@ pub struct ReasonCount {
 }
 
 impl Store {
-    /// The entries for any of these addresses, in one statement. `addresses` must be canonical; sorted ones are faster.
+    /// The entries that cover any of the addresses in this part of `addresses`, in one statement.
     ///
     /// The array stands behind a sub-select because the planner would otherwise estimate each of its elements, which takes longer than to look them
     /// up.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
-    pub async fn find_entries(&self, workspace: WorkspaceId, addresses: &[&str]) -> Result<Vec<EntryRow>, Error> {
-        query_as!(
-            EntryRow,
-            "SELECT address, reason, created_at, added_by FROM entries
-             WHERE workspace_id = $1 AND address = ANY (ARRAY(SELECT UNNEST($2::text[])))",
-            workspace.0,
-            addresses as &[&str],
-        )
-        .fetch_all(&self.pool)
+    pub async fn find_covers(
+        &self,
+        workspace: WorkspaceId,
+        addresses: Arc<Vec<Address>>,
+        part: Range<usize>,
+    ) -> Result<Vec<EntryRow>, Error> {
+        self.read(Share::LookUp(workspace), move |connection| {
+            Box::pin(async move {
+                let mut wanted: Vec<&str> = addresses[part].iter().flat_map(Address::covers).collect();
+                // Sorted keys are found faster.
+                wanted.sort_unstable();
+                wanted.dedup();
+                Ok(query_as!(
+                    EntryRow,
+                    "SELECT address, reason, created_at, added_by FROM entries
+                     WHERE workspace_id = $1 AND address = ANY (ARRAY(SELECT UNNEST($2::text[])))",
+                    workspace.0,
+                    &wanted as &[&str],
+                )
+                .fetch_all(connection)
+                .await?)
+            })
+        })
         .await
-        .map_err(from_sqlx)
     }
 
     /// At most `count` entries that come after an address, in the order of the key.
     ///
     /// # Errors
-    /// As [`Store::find_entries`].
+    /// As [`Store::find_covers`].
     pub async fn page(&self, workspace: WorkspaceId, filter: &Filter, after: &str, count: u32) -> Result<Vec<EntryRow>, Error> {
-        let _slot = match *filter == Filter::default() {
-            true => None,
-            false => Some(self.scan_slots.acquire().await.map_err(Error::internal)?),
+        let share = match *filter == Filter::default() {
+            true => Share::LookUp(workspace),
+            false => Share::Scan(workspace),
         };
-        let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by FROM entries");
-        push_filter(&mut query, workspace, filter);
-        query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push_bind(i64::from(count));
-        query.build_query_as().fetch_all(&self.pool).await.map_err(from_sqlx)
+        let (filter, after) = (filter.clone(), after.to_owned());
+        self.read(share, move |connection| {
+            Box::pin(async move {
+                let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by FROM entries");
+                push_filter(&mut query, workspace, &filter);
+                query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push_bind(i64::from(count));
+                Ok(query.build_query_as().fetch_all(connection).await?)
+            })
+        })
+        .await
     }
 
     /// How many entries a filter selects. One that selects everything costs nothing, others look at what they select from.
     ///
     /// # Errors
-    /// As [`Store::find_entries`].
+    /// As [`Store::find_covers`].
     pub async fn count_entries(&self, workspace: WorkspaceId, filter: &Filter) -> Result<i64, Error> {
         if *filter == Filter::default() {
             return self.count_all(workspace).await;
         }
-        let _slot = self.scan_slots.acquire().await.map_err(Error::internal)?;
-        let mut query = QueryBuilder::new("SELECT count(*) FROM entries");
-        push_filter(&mut query, workspace, filter);
-        query.build_query_scalar().fetch_one(&self.pool).await.map_err(from_sqlx)
+        let filter = filter.clone();
+        self.read(Share::Scan(workspace), move |connection| {
+            Box::pin(async move {
+                let mut query = QueryBuilder::new("SELECT count(*) FROM entries");
+                push_filter(&mut query, workspace, &filter);
+                Ok(query.build_query_scalar().fetch_one(connection).await?)
+            })
+        })
+        .await
     }
 
     /// How many of these addresses are on the list.
     ///
     /// # Errors
-    /// As [`Store::find_entries`].
-    pub async fn count_named(&self, workspace: WorkspaceId, addresses: &[&str]) -> Result<i64, Error> {
-        query_scalar!(
-            r#"SELECT count(*) AS "count!" FROM entries WHERE workspace_id = $1 AND address = ANY (ARRAY(SELECT UNNEST($2::text[])))"#,
-            workspace.0,
-            addresses as &[&str],
-        )
-        .fetch_one(&self.pool)
+    /// As [`Store::find_covers`].
+    pub async fn count_named(&self, workspace: WorkspaceId, addresses: Vec<Address>) -> Result<i64, Error> {
+        self.read(Share::LookUp(workspace), move |connection| {
+            Box::pin(async move {
+                let addresses: Vec<&str> = addresses.iter().map(Address::as_str).collect();
+                Ok(query_scalar!(
+                    r#"SELECT count(*) AS "count!" FROM entries
+                       WHERE workspace_id = $1 AND address = ANY (ARRAY(SELECT UNNEST($2::text[])))"#,
+                    workspace.0,
+                    &addresses as &[&str],
+                )
+                .fetch_one(connection)
+                .await?)
+            })
+        })
         .await
-        .map_err(from_sqlx)
     }
 
-    /// Counts by kind and reason, the largest first.
+    /// Counts by kind and reason, the largest first, and how many more reasons there are.
     ///
     /// # Errors
-    /// As [`Store::find_entries`].
-    pub async fn summarize(&self, workspace: WorkspaceId) -> Result<Vec<ReasonCount>, Error> {
-        let _slot = self.scan_slots.acquire().await.map_err(Error::internal)?;
-        let rows = sqlx::query!(
-            r#"SELECT strpos(address, '@') = 0 AS "is_domain!", reason, count(*) AS "count!"
-               FROM entries WHERE workspace_id = $1 GROUP BY 1, 2 ORDER BY 3 DESC, 2, 1"#,
-            workspace.0,
-        )
-        .fetch_all(&self.pool)
+    /// As [`Store::find_covers`].
+    pub async fn summarize(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
+        self.read(Share::Scan(workspace), move |connection| {
+            Box::pin(async move {
+                let rows = sqlx::query!(
+                    r#"SELECT strpos(address, '@') = 0 AS "is_domain!", reason, count(*) AS "count!",
+                           sum(count(*)) OVER ()::bigint AS "total!", count(*) OVER () AS "reasons!"
+                       FROM entries WHERE workspace_id = $1 GROUP BY 1, 2 ORDER BY 3 DESC, 2, 1 LIMIT $2"#,
+                    workspace.0,
+                    i64::from(reasons_max),
+                )
+                .fetch_all(connection)
+                .await?;
+                let kind = |is_domain| if is_domain { Kind::Domain } else { Kind::Email };
+                let (total, reasons) = rows.first().map_or((0, 0), |row| (row.total, row.reasons));
+                let counts =
+                    rows.into_iter().map(|row| ReasonCount { kind: kind(row.is_domain), reason: row.reason, count: row.count });
+                Ok(Summary { total, reasons, counts: counts.collect() })
+            })
+        })
         .await
-        .map_err(from_sqlx)?;
-        let kind = |is_domain| if is_domain { Kind::Domain } else { Kind::Email };
-        Ok(rows.into_iter().map(|row| ReasonCount { kind: kind(row.is_domain), reason: row.reason, count: row.count }).collect())
     }
 
-    /// The octets that page tokens are signed with; the same on every server.
+    /// The bytes that page tokens are signed with; the same on every server.
     ///
     /// # Errors
-    /// As [`Store::find_entries`].
+    /// As [`Store::find_covers`].
     pub async fn page_token_secret(&self) -> Result<&[u8], Error> {
-        let secret = self.page_token_secret.get_or_try_init(|| async {
-            query_scalar!("SELECT secret FROM secrets WHERE name = 'page_token'").fetch_one(&self.pool).await.map_err(from_sqlx)
+        let secret = self.page_token_secret.get_or_try_init(|| {
+            self.read(Share::Service, |connection| {
+                Box::pin(async move {
+                    Ok(query_scalar!("SELECT secret FROM secrets WHERE name = 'page_token'").fetch_one(connection).await?)
+                })
+            })
         });
         Ok(secret.await?)
     }

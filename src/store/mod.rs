@@ -9,23 +9,34 @@ mod entries;
 mod error;
 mod imports;
 mod keys;
+mod link;
 mod lists;
+mod session;
+mod shares;
 mod tenants;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
+use deadpool::managed::Pool;
 use sqlx::{
-    ConnectOptions, Connection, Executor, PgPool, Postgres, Transaction,
+    ConnectOptions, Connection, PgConnection,
     migrate::{Migrate, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::{sync::OnceCell, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use self::{
+    link::Link,
+    session::{Sessions, Stop},
+    shares::{Share, Shares},
+};
 
 pub use deletions::Deletion;
 pub use entries::Rehearsal;
-pub use imports::{Answered, BatchCounts, Claim, End, ImportId, ImportIds, Replay};
+pub use imports::{Answered, Claim, End, FirstBatch, ImportId, ImportIds, Replay};
 pub use keys::{Caller, KeyOwner, KeyRow};
-pub use lists::{EntryRow, ReasonCount};
+pub use lists::{EntryRow, ReasonCount, Summary};
 pub use tenants::{UserRow, WorkspaceRow};
 
 use crate::domain::Error;
@@ -48,19 +59,21 @@ pub struct StoreOptions {
 /// The database. Cheap to clone; all clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
-    /// Imports wait here and not at the pool. Imports may use half of the connections, rehearsals and scans an eighth each; the rest stays free for key
-    /// look-ups and questions. So a wait at the pool means that the database is away, not that it is busy.
-    import_slots: Arc<Semaphore>,
-    /// Long rehearsals hold a connection each, so there may be few.
-    rehearsal_slots: Arc<Semaphore>,
-    /// Whatever may have to look at a whole list: counts, filtered pages, deletions.
-    scan_slots: Arc<Semaphore>,
+    pool: Pool<Sessions>,
+    link: Arc<Link>,
+    shares: Arc<Shares>,
+    connect: PgConnectOptions,
+    /// How long work waits for a connection before the database counts as away.
+    connect_timeout: Duration,
+    /// How long work may take on its connection.
+    work_timeout: Duration,
     page_token_secret: Arc<OnceCell<Vec<u8>>>,
+    _watching: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Store {
-    /// Prepares the connections without opening one, so that a server can start before its database.
+    /// Prepares the connections without opening one, so that a server can start before its database. Must be called on a tokio runtime, where it
+    /// begins to watch the link to the database.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the URL is not one.
@@ -69,36 +82,29 @@ impl Store {
             .map_err(|_| {
                 Error::invalid("database-url", "The database URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE.")
             })?
-            .application_name("dnc")
-            .options([("statement_timeout", options.statement_timeout.as_millis().to_string())]);
-        let connections_max = options.connections_max.max(4);
-        let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(options.connect_timeout)
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    // A connection used a moment ago is alive; asking each time would double the cost of a small statement.
-                    Ok(meta.idle_for < Duration::from_secs(1) || connection.ping().await.is_ok())
-                })
-            })
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    // An answer promises that the data is durable, whatever the server's own default is.
-                    connection
-                        .execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
-                        .await?;
-                    Ok(())
-                })
-            })
-            .connect_lazy_with(connect);
-        let slots = |part: u32| Arc::new(Semaphore::new((connections_max / part).max(1) as usize));
+            .application_name("dnc");
+        let millis = |duration: Duration| duration.as_millis().to_string();
+        let limited = connect.clone().options([
+            ("statement_timeout", millis(options.statement_timeout)),
+            // For the database's end of a link that went silent: it must not hold locks for a server that is gone.
+            ("idle_in_transaction_session_timeout", "30s".to_owned()),
+            ("tcp_keepalives_idle", "10".to_owned()),
+            ("tcp_keepalives_interval", "5".to_owned()),
+            ("tcp_keepalives_count", "3".to_owned()),
+            ("tcp_user_timeout", "20s".to_owned()),
+        ]);
+        let connections_max = options.connections_max.max(4) as usize;
+        let (link, watching) = Link::start(limited.clone());
+        let pool = session::pool(Sessions { connect: limited, link: link.clone() }, connections_max)?;
         Ok(Self {
             pool,
-            import_slots: slots(2),
-            rehearsal_slots: slots(8),
-            scan_slots: slots(8),
+            link,
+            shares: Arc::new(Shares::of(connections_max)),
+            connect,
+            connect_timeout: options.connect_timeout,
+            work_timeout: session::work_timeout(options.statement_timeout),
             page_token_secret: Arc::default(),
+            _watching: Arc::new(watching),
         })
     }
 
@@ -107,50 +113,52 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] when the database is away, [`Error::Internal`] when a migration fails.
     pub async fn migrate(&self) -> Result<(), Error> {
-        MIGRATOR.run(&self.pool).await.map_err(error::from_migrate)
+        // Connections of their own: a migration of a large table may take longer than a statement of a call.
+        let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(self.connect_timeout);
+        let pool = pool.connect_with(self.connect.clone()).await.map_err(error::from_sqlx)?;
+        MIGRATOR.run(&pool).await.map_err(error::from_migrate)?;
+        pool.close().await;
+        Ok(())
     }
 
     /// The number of migrations that this build has and the database lacks. A database that is ahead of this build counts as up to
     /// date, so that servers can be replaced one after the other.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when the database is away.
+    /// [`Error::Unavailable`] when the database is away or takes no writes.
     pub async fn pending_migrations(&self) -> Result<usize, Error> {
-        let mut connection = self.pool.acquire().await.map_err(error::from_sqlx)?;
-        let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(error::from_sqlx)?;
-        if !exists {
-            return Ok(MIGRATOR.iter().count());
-        }
-        let applied = connection.list_applied_migrations(&MIGRATOR.table_name).await.map_err(error::from_migrate)?;
-        Ok(MIGRATOR.iter().filter(|known| !applied.iter().any(|done| done.version == known.version)).count())
+        self.read(Share::Service, |connection| {
+            Box::pin(async move {
+                let exists: bool =
+                    sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
+                if !exists {
+                    return Ok(MIGRATOR.iter().count());
+                }
+                let applied = connection
+                    .list_applied_migrations(&MIGRATOR.table_name)
+                    .await
+                    .map_err(|error| Stop::Refused(error::from_migrate(error)))?;
+                Ok(MIGRATOR.iter().filter(|known| !applied.iter().any(|done| done.version == known.version)).count())
+            })
+        })
+        .await
     }
 
-    /// Opens a connection once, so that a database that is not there is told by its cause and not by a time-out.
+    /// Opens a connection once, so that a database that is not there is reported by its cause and not as a time-out.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn ping(&self) -> Result<(), Error> {
-        let connection = self.pool.connect_options().connect().await.map_err(error::from_sqlx)?;
-        connection.close().await.map_err(error::from_sqlx)
+        self.connect_once().await?.close().await.map_err(error::from_sqlx)
     }
 
-    /// Begins a transaction on a connection that is alive. After the database was away for less than a second the pool still holds connections
-    /// that look fresh and are dead; whoever gets one tries the next.
-    async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        for _ in 0..self.pool.options().get_max_connections() {
-            match self.pool.begin().await {
-                Err(dead) if error::is_dead_connection(&dead) => {}
-                begun => return begun,
-            }
-        }
-        self.pool.begin().await
+    async fn connect_once(&self) -> Result<PgConnection, Error> {
+        let opening = timeout(self.connect_timeout, self.connect.connect());
+        opening.await.map_err(|_| error::away("no connection in time"))?.map_err(error::from_sqlx)
     }
 
-    /// Closes every connection, after the statements that run.
+    /// Closes the connections that rest, and each other one when its work is done. Takes a second at most, whatever the database does.
     pub async fn close(&self) {
-        self.pool.close().await;
+        session::close(&self.pool).await;
     }
 }

@@ -3,7 +3,7 @@
 use sqlx::{query, query_scalar};
 use time::OffsetDateTime;
 
-use super::{Store, error::from_sqlx};
+use super::{Store, session::Stop, shares::Share};
 use crate::domain::{Error, UserId, WorkspaceId};
 
 /// A workspace as operators see it.
@@ -36,11 +36,15 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
     pub async fn create_workspace(&self, name: &str) -> Result<WorkspaceId, Error> {
-        query_scalar!("INSERT INTO workspaces (name) VALUES ($1) RETURNING id", name)
-            .fetch_one(&self.pool)
-            .await
-            .map(WorkspaceId)
-            .map_err(from_sqlx)
+        let name = name.to_owned();
+        let created = self.write(Share::Service, move |connection| {
+            Box::pin(async move {
+                let id =
+                    query_scalar!("INSERT INTO workspaces (name) VALUES ($1) RETURNING id", name).fetch_one(connection).await?;
+                Ok(WorkspaceId(id))
+            })
+        });
+        Ok(created.await?)
     }
 
     /// All workspaces, oldest first.
@@ -48,11 +52,15 @@ impl Store {
     /// # Errors
     /// As [`Store::create_workspace`].
     pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceRow>, Error> {
-        query!("SELECT id, created_at, name FROM workspaces ORDER BY id")
-            .map(|row| WorkspaceRow { id: WorkspaceId(row.id), created_at: row.created_at, name: row.name })
-            .fetch_all(&self.pool)
-            .await
-            .map_err(from_sqlx)
+        self.read(Share::Service, |connection| {
+            Box::pin(async move {
+                Ok(query!("SELECT id, created_at, name FROM workspaces ORDER BY id")
+                    .map(|row| WorkspaceRow { id: WorkspaceId(row.id), created_at: row.created_at, name: row.name })
+                    .fetch_all(connection)
+                    .await?)
+            })
+        })
+        .await
     }
 
     /// True when there is such a workspace.
@@ -60,10 +68,14 @@ impl Store {
     /// # Errors
     /// As [`Store::create_workspace`].
     pub async fn workspace_exists(&self, id: WorkspaceId) -> Result<bool, Error> {
-        query_scalar!(r#"SELECT EXISTS (SELECT FROM workspaces WHERE id = $1) AS "exists!""#, id.0)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(from_sqlx)
+        self.read(Share::Service, move |connection| {
+            Box::pin(async move {
+                Ok(query_scalar!(r#"SELECT EXISTS (SELECT FROM workspaces WHERE id = $1) AS "exists!""#, id.0)
+                    .fetch_one(connection)
+                    .await?)
+            })
+        })
+        .await
     }
 
     /// Makes a user who is a member of these workspaces.
@@ -71,27 +83,29 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when one of the workspaces does not exist; no user is made then.
     pub async fn create_user(&self, name: &str, workspaces: &[WorkspaceId]) -> Result<UserId, Error> {
-        let mut transaction = self.begin().await.map_err(from_sqlx)?;
         let ids: Vec<i64> = workspaces.iter().map(|id| id.0).collect();
-        let user = query_scalar!("INSERT INTO users (name) VALUES ($1) RETURNING id", name)
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(from_sqlx)?;
-        query!(
-            "INSERT INTO memberships (user_id, workspace_id) SELECT $1, UNNEST($2::bigint[]) ON CONFLICT DO NOTHING",
-            user,
-            &ids
-        )
-        .execute(&mut *transaction)
-        .await
-        .map_err(|error| match error.as_database_error() {
-            Some(inner) if inner.is_foreign_key_violation() => {
-                Error::NotFound("One of these workspaces does not exist; `dnc workspaces list` shows those that do.")
-            }
-            _ => from_sqlx(error),
-        })?;
-        transaction.commit().await.map_err(from_sqlx)?;
-        Ok(UserId(user))
+        let name = name.to_owned();
+        let created = self.write(Share::Service, move |connection| {
+            Box::pin(async move {
+                let user =
+                    query_scalar!("INSERT INTO users (name) VALUES ($1) RETURNING id", name).fetch_one(&mut *connection).await?;
+                query!(
+                    "INSERT INTO memberships (user_id, workspace_id) SELECT $1, UNNEST($2::bigint[]) ON CONFLICT DO NOTHING",
+                    user,
+                    &ids
+                )
+                .execute(connection)
+                .await
+                .map_err(|error| match error.as_database_error() {
+                    Some(inner) if inner.is_foreign_key_violation() => Stop::Refused(Error::NotFound(
+                        "One of these workspaces does not exist; `dnc workspaces list` shows those that do.",
+                    )),
+                    _ => error.into(),
+                })?;
+                Ok(UserId(user))
+            })
+        });
+        Ok(created.await?)
     }
 
     /// All users, oldest first.
@@ -99,19 +113,23 @@ impl Store {
     /// # Errors
     /// As [`Store::create_workspace`].
     pub async fn list_users(&self) -> Result<Vec<UserRow>, Error> {
-        query!(
-            r#"SELECT id, created_at, name,
-                   ARRAY(SELECT workspace_id FROM memberships WHERE user_id = users.id ORDER BY workspace_id) AS "workspaces!"
-               FROM users ORDER BY id"#
-        )
-        .map(|row| UserRow {
-            id: UserId(row.id),
-            created_at: row.created_at,
-            name: row.name,
-            workspaces: row.workspaces.into_iter().map(WorkspaceId).collect(),
+        self.read(Share::Service, |connection| {
+            Box::pin(async move {
+                Ok(query!(
+                    r#"SELECT id, created_at, name,
+                           ARRAY(SELECT workspace_id FROM memberships WHERE user_id = users.id ORDER BY workspace_id) AS "workspaces!"
+                       FROM users ORDER BY id"#
+                )
+                .map(|row| UserRow {
+                    id: UserId(row.id),
+                    created_at: row.created_at,
+                    name: row.name,
+                    workspaces: row.workspaces.into_iter().map(WorkspaceId).collect(),
+                })
+                .fetch_all(connection)
+                .await?)
+            })
         })
-        .fetch_all(&self.pool)
         .await
-        .map_err(from_sqlx)
     }
 }

@@ -250,9 +250,125 @@ async fn the_log_has_a_row_an_import_with_all_its_counts() {
     // What broke has its complete batches in the log, and no end.
     assert_eq!((log[2].0, log[2].3), (0, false));
     assert!(log[2].1 >= 50_000, "{log:?}");
-    let left: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM import_batches").fetch_one(&mut server.connection().await).await.unwrap();
-    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn an_import_whose_caller_died_is_in_the_log_as_not_finished() {
+    let server = TestServer::start().await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let mut client = server.client().await;
+    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
+    let running = tokio::spawn(async move { client.import_entries(call).await });
+    send.send(request(numbered(0..25_000).collect())).await.unwrap();
+    until("two batches are stored", || async { server.count().await == 20_000 }).await;
+    running.abort();
+    let log: Vec<(i64, bool)> = sqlx::query_as("SELECT imported, finished_at IS NOT NULL FROM imports")
+        .fetch_all(&mut server.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(log, [(10_000, false)], "what its first batch stored");
+}
+
+#[tokio::test]
+async fn a_request_id_is_good_for_the_same_entries_alone() {
+    let server = TestServer::start().await;
+    let options = |request_id: &str| Some(ImportOptions { request_id: request_id.to_owned(), ..ImportOptions::default() });
+    let with_id = |id: &str, entries: Vec<Entry>| ImportEntriesRequest { entries, options: options(id) };
+    let first = server.import(vec![with_id("a", numbered(0..3).collect())]).await.unwrap();
+    assert_eq!(first.imported, 3);
+    // The same entries in other messages are the same import.
+    let cut = vec![with_id("a", numbered(0..1).collect()), request(numbered(1..3).collect())];
+    assert_eq!(server.import(cut).await.unwrap(), first);
+    let status = server.import(vec![with_id("a", numbered(5..8).collect())]).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(status.get_details_error_info().unwrap().reason, "CONFLICT");
+    // An import of nothing is remembered, too.
+    let nothing = server.import(vec![with_id("empty", vec![])]).await.unwrap();
+    assert_eq!(server.import(vec![with_id("empty", vec![])]).await.unwrap(), nothing);
+    let status = server.import(vec![with_id("empty", numbered(0..1).collect())]).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM imports").fetch_one(&mut server.connection().await).await.unwrap();
+    assert_eq!(runs, 2);
+}
+
+#[tokio::test]
+async fn a_long_repeat_does_not_wait_for_the_import_that_runs() {
+    let server = TestServer::start().await;
+    let options = Some(ImportOptions { request_id: "a".to_owned(), ..ImportOptions::default() });
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let mut client = server.client().await;
+    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
+    let running = tokio::spawn(async move { client.import_entries(call).await });
+    let first = ImportEntriesRequest { entries: numbered(0..5).collect(), options: options.clone() };
+    send.send(first.clone()).await.unwrap();
+    let claimed = "SELECT count(*) FROM import_requests";
+    until("the request id is claimed", || async {
+        sqlx::query_scalar::<_, i64>(claimed).fetch_one(&mut server.connection().await).await.unwrap() == 1
+    })
+    .await;
+    let parts = (0..60).map(|part| request(numbered(part * 5_000..(part + 1) * 5_000).collect()));
+    let long = server.import([first.clone()].into_iter().chain(parts).collect()).await.unwrap_err();
+    assert_eq!(long.code(), Code::Unavailable);
+    assert!(long.get_details_retry_info().is_some());
+    let other = ImportEntriesRequest { entries: numbered(7..9).collect(), options };
+    assert_eq!(server.import(vec![other]).await.unwrap_err().code(), Code::FailedPrecondition);
+    // A short one waits, and gets the same answer.
+    let waiting = tokio::spawn({
+        let mut client = server.client().await;
+        let call = with_key(tokio_stream::iter([first]), &server.key);
+        async move { client.import_entries(call).await }
+    });
+    drop(send);
+    let answer = running.await.unwrap().unwrap().into_inner();
+    assert_eq!(waiting.await.unwrap().unwrap().into_inner(), answer);
+}
+
+#[tokio::test]
+async fn a_revoked_key_ends_a_stream_that_trickles() {
+    let server = TestServer::start().await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let mut client = server.client().await;
+    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
+    let running = tokio::spawn(async move { client.import_entries(call).await });
+    send.send(request(numbered(0..1).collect())).await.unwrap();
+    let key = server.store.list_keys().await.unwrap().into_iter().next().unwrap().id;
+    server.store.revoke_key(key).await.unwrap();
+    let status = tokio::time::timeout(std::time::Duration::from_secs(5), running).await.expect("in time").unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    drop(send);
+    assert_eq!(server.count().await, 0);
+}
+
+#[tokio::test]
+async fn a_long_dry_run_holds_no_connection_between_its_batches() {
+    let server = TestServer::start().await;
+    let mut running = Vec::new();
+    for _ in 0..6 {
+        let (send, messages) = tokio::sync::mpsc::channel(1);
+        let mut client = server.client().await;
+        let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
+        running.push((send, tokio::spawn(async move { client.import_entries(call).await })));
+    }
+    let options = Some(ImportOptions { validate_only: true, ..ImportOptions::default() });
+    for (send, _) in &running {
+        let entries = numbered(0..10_001).collect();
+        send.send(ImportEntriesRequest { entries, options: options.clone() }).await.unwrap();
+    }
+    let seen = "SELECT count(DISTINCT rehearsal) FROM rehearsed";
+    let count = async |statement| sqlx::query_scalar::<_, i64>(statement).fetch_one(&mut server.connection().await).await.unwrap();
+    until("all have a batch behind them", async || count(seen).await == 6).await;
+    // All of them rest; another tenant's dry run does not wait for any.
+    let theirs = ImportEntriesRequest { entries: numbered(0..10_001).collect(), options };
+    let theirs = with_key(tokio_stream::iter([theirs]), &server.other_key);
+    assert_eq!(server.client().await.import_entries(theirs).await.unwrap().into_inner().imported, 10_001);
+    for (send, call) in running {
+        send.send(request(numbered(0..20_000).collect())).await.unwrap();
+        drop(send);
+        let answer = call.await.unwrap().unwrap().into_inner();
+        assert_eq!((answer.imported, answer.skipped), (20_000, 10_001));
+    }
+    assert_eq!(server.count().await, 0);
+    until("what was seen is forgotten", async || count("SELECT count(*) FROM rehearsed").await == 0).await;
 }
 
 #[tokio::test]

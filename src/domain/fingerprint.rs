@@ -1,0 +1,100 @@
+//! What an import began with, kept with its request id: tells a repeat from another import.
+
+use sha2::{Digest, Sha256};
+
+const HASH_BYTES: usize = 16;
+const COUNT_BYTES: usize = 4;
+
+type Hash = [u8; HASH_BYTES];
+
+/// A hash of the entries in the first message of an import.
+///
+/// An import that is sent again need not be cut into the same messages. So a repeat is held against as
+/// many entries as were hashed; one whose first message has fewer, against the first entry alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    count: u32,
+    first: Hash,
+    all: Hash,
+}
+
+/// An entry as it was sent: its address, its type's number and its reason.
+pub type Sent<'a> = (&'a str, i32, &'a str);
+
+impl Fingerprint {
+    /// The fingerprint of an import that begins with these entries.
+    pub fn of<'a>(entries: impl IntoIterator<Item = Sent<'a>>) -> Self {
+        let mut all = Sha256::new();
+        let mut first = None;
+        let mut count = 0_u32;
+        for (address, kind, reason) in entries {
+            for text in [address, reason] {
+                all.update((text.len() as u64).to_be_bytes());
+                all.update(text.as_bytes());
+            }
+            all.update(kind.to_be_bytes());
+            first.get_or_insert_with(|| cut(all.clone()));
+            count = count.saturating_add(1);
+        }
+        Self { count, first: first.unwrap_or_default(), all: cut(all) }
+    }
+
+    /// True when an import that begins with these entries may be the one that has this fingerprint.
+    pub fn fits<'a>(&self, entries: impl ExactSizeIterator<Item = Sent<'a>>) -> bool {
+        match (self.count as usize, entries.len()) {
+            (0, count) => count == 0,
+            (_, 0) => false,
+            (kept, count) if count >= kept => Self::of(entries.take(kept)) == *self,
+            _ => Self::of(entries.take(1)).first == self.first,
+        }
+    }
+
+    /// The form in which it is kept.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [self.count.to_be_bytes().as_slice(), &self.first, &self.all].concat()
+    }
+
+    /// Reads what [`Fingerprint::to_bytes`] wrote; none from anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (count, rest) = bytes.split_first_chunk::<COUNT_BYTES>()?;
+        let (first, rest) = rest.split_first_chunk::<HASH_BYTES>()?;
+        Some(Self { count: u32::from_be_bytes(*count), first: *first, all: rest.try_into().ok()? })
+    }
+}
+
+fn cut(hash: Sha256) -> Hash {
+    let mut bytes = Hash::default();
+    bytes.copy_from_slice(&hash.finalize()[..HASH_BYTES]);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SENT: [Sent<'_>; 3] = [("a@b.de", 0, ""), ("c.de", 2, "manual"), ("d@e.de", 1, "x")];
+
+    #[test]
+    fn a_repeat_fits_however_it_is_cut_and_another_import_does_not() {
+        for kept in 0..=3 {
+            let fingerprint = Fingerprint::of(SENT[..kept].iter().copied());
+            assert_eq!(Fingerprint::from_bytes(&fingerprint.to_bytes()), Some(fingerprint.clone()));
+            for sent in 0..=3 {
+                assert_eq!(fingerprint.fits(SENT[..sent].iter().copied()), (kept == 0) == (sent == 0), "{kept} {sent}");
+            }
+        }
+        let fingerprint = Fingerprint::of(SENT);
+        let fits = |place: usize, sent: Sent<'_>| {
+            let mut other = SENT;
+            other[place] = sent;
+            fingerprint.fits(other.iter().copied())
+        };
+        assert!(fits(1, SENT[1]));
+        for other in [("c.de", 1, "manual"), ("c.de", 2, "manua"), ("x.de", 2, "manual"), ("c.dem", 2, "anual")] {
+            assert!(!fits(1, other), "{other:?}");
+        }
+        assert!(!fingerprint.fits([("x@b.de", 0, "")].into_iter()));
+        assert_eq!(Fingerprint::from_bytes(b"short"), None);
+        assert_eq!(Fingerprint::from_bytes(&[0; 37]), None);
+    }
+}

@@ -1,0 +1,117 @@
+//! Who may be at the database at once. Every kind of work has its slots, and no workspace may have all of them:
+//! however much one of them asks, there is one left for the next.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::error::busy;
+use crate::domain::{Error, WorkspaceId};
+
+/// How long work with many parts may wait for its turn, one part at a time.
+const LONG_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a question may wait for its turn. After that, its caller is better off with an error.
+const SHORT_WAIT: Duration = Duration::from_secs(8);
+
+/// What a piece of work is, and for which workspace it is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Share {
+    /// Look-ups of keys and the like, on which every call depends. They wait for a connection alone.
+    Service,
+    /// Look-ups by key: checks, pages, deletions of named entries.
+    LookUp(WorkspaceId),
+    /// A batch of an import or of a dry run.
+    Import(WorkspaceId),
+    /// Whatever may have to look at a whole list: counts, filtered pages, deletions by filter.
+    Scan(WorkspaceId),
+}
+
+/// Leave to be at the database. Given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    _of_workspace: Option<OwnedSemaphorePermit>,
+    _of_all: Option<OwnedSemaphorePermit>,
+}
+
+/// All slots of a store.
+#[derive(Debug)]
+pub(super) struct Shares {
+    look_ups: Slots,
+    imports: Slots,
+    scans: Slots,
+}
+
+impl Shares {
+    /// Divides this many connections, 4 at least: an eighth for scans, nearly a half for imports, the rest for
+    /// look-ups, but for one that is left to [`Share::Service`].
+    pub(super) fn of(connections_max: usize) -> Self {
+        let scans = (connections_max / 8).max(1);
+        let imports = (connections_max / 2 - usize::from(connections_max < 8)).max(1);
+        let look_ups = connections_max.saturating_sub(scans + imports + 1).max(1);
+        // Look-ups are short: one free slot is a short wait. The others are long, so a workspace may have half.
+        Self {
+            look_ups: Slots::new(look_ups, look_ups - 1),
+            imports: Slots::new(imports, imports.div_ceil(2)),
+            scans: Slots::new(scans, scans.div_ceil(2)),
+        }
+    }
+
+    /// Waits for a slot.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when none is free in time.
+    pub(super) async fn acquire(&self, share: Share) -> Result<Slot, Error> {
+        let (slots, workspace, wait) = match share {
+            Share::Service => return Ok(Slot { _of_workspace: None, _of_all: None }),
+            Share::LookUp(workspace) => (&self.look_ups, workspace, SHORT_WAIT),
+            Share::Import(workspace) => (&self.imports, workspace, LONG_WAIT),
+            Share::Scan(workspace) => (&self.scans, workspace, LONG_WAIT),
+        };
+        timeout(wait, slots.acquire(workspace)).await.unwrap_or_else(|_| Err(busy()))
+    }
+}
+
+/// The slots of one kind of work.
+#[derive(Debug)]
+struct Slots {
+    all: Arc<Semaphore>,
+    /// Slots that one workspace may have at once.
+    workspace_max: usize,
+    /// Those of the workspaces that have or want a slot now.
+    by_workspace: Mutex<HashMap<WorkspaceId, Weak<Semaphore>>>,
+}
+
+impl Slots {
+    fn new(count: usize, workspace_max: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(count)), workspace_max: workspace_max.max(1), by_workspace: Mutex::default() }
+    }
+
+    async fn acquire(&self, workspace: WorkspaceId) -> Result<Slot, Error> {
+        // The workspace's own first: what it has too much of waits there, and stands in nobody's way.
+        let of_workspace = self.own(workspace).acquire_owned().await.map_err(Error::internal)?;
+        let of_all = self.all.clone().acquire_owned().await.map_err(Error::internal)?;
+        Ok(Slot { _of_workspace: Some(of_workspace), _of_all: Some(of_all) })
+    }
+
+    fn own(&self, workspace: WorkspaceId) -> Arc<Semaphore> {
+        let mut by_workspace = self.by_workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = by_workspace.get(&workspace).and_then(Weak::upgrade) {
+            return own;
+        }
+        // Those that nobody uses any more go now and then, so that the map stays as small as the crowd.
+        if by_workspace.len() == by_workspace.capacity() {
+            by_workspace.retain(|_, own| own.strong_count() > 0);
+        }
+        let own = Arc::new(Semaphore::new(self.workspace_max));
+        by_workspace.insert(workspace, Arc::downgrade(&own));
+        own
+    }
+}
