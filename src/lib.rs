@@ -15,6 +15,8 @@ pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod domain;
+#[cfg(test)]
+mod fuzz;
 pub mod gateway;
 pub mod grpc;
 pub mod postgres;

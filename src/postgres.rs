@@ -1,9 +1,11 @@
 //! A private PostgreSQL on this machine, for `dnc dev` and for the tests. Never for production.
 //!
-//! The server programs are found where systems put them, or fetched. A small shell stands between this process and the server:
-//! it reads a pipe whose other end this process holds, and stops the server when the pipe closes. The kernel closes it however this
-//! process ends, so even SIGKILL leaves no server behind. It is a shell and not this program again so that whoever kills all `dnc` does not kill the
-//! guard as well. PostgreSQL refuses to run as root; started by root, it runs as `postgres` or else `nobody`.
+//! The server programs are found where systems put them, or fetched. A small shell stands between
+//! this process and the server: it reads a pipe whose other end this process holds, and stops the
+//! server when the pipe closes. The kernel closes it however this process ends, so even SIGKILL
+//! leaves no server behind. It is a shell and not this program again so that whoever kills all
+//! `dnc` does not kill the guard as well. PostgreSQL refuses to run as root; started by root, it
+//! runs as `postgres` or else `nobody`.
 
 use std::{
     env, fs, io,
@@ -34,7 +36,8 @@ const STOP_LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a start may take while the server says that it recovers from a crash.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How often a server that ends at once is started again, with a pause before each that doubles, until that is given up.
+/// How often a server that ends at once is started again, with a pause before each that doubles,
+/// until that is given up.
 const START_TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,7 +49,8 @@ const STARTING_UP: &str = "57P03";
 pub struct Options {
     /// Where the server keeps everything; made if it is not there.
     pub dir: PathBuf,
-    /// True: the directory is removed once the server has stopped, and the server need not survive a power cut.
+    /// True: the directory is removed once the server has stopped, and the server need not survive
+    /// a power cut.
     pub is_ephemeral: bool,
     /// Connections that the server takes.
     pub connections_max: u32,
@@ -75,7 +79,8 @@ impl PrivatePostgres {
     /// Starts a server with its data in `options.dir`, and waits until it answers.
     ///
     /// # Errors
-    /// With a sentence that says what to do, when there are no server programs to be had or the server does not start.
+    /// With a sentence that says what to do, when there are no server programs to be had or the
+    /// server does not start.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let run_as = unprivileged_user()?;
         let options = Options { dir: reachable_dir(&options.dir, run_as)?, ..options };
@@ -124,7 +129,8 @@ impl PrivatePostgres {
         }
     }
 
-    /// Starts the server again on the same port after it has [ended](Self::ended), and again if it is killed before it answers.
+    /// Starts the server again on the same port after it has [ended](Self::ended), and again if it
+    /// is killed before it answers.
     ///
     /// # Errors
     /// As [`PrivatePostgres::start`].
@@ -200,7 +206,8 @@ impl Programs {
         if let Some((uid, gid)) = self.run_as {
             command.uid(uid).gid(gid);
         }
-        // Settings meant for other servers must not reach this one; and the server's user may not be allowed where we stand.
+        // Settings meant for other servers must not reach this one; and the server's user may not
+        // be allowed where we stand.
         for (name, _) in env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"PG") {
                 command.env_remove(name);
@@ -232,13 +239,16 @@ impl Programs {
         Ok(())
     }
 
-    /// Stops what still runs on our data: a server whose guard was killed too, or the processes of a server that was killed. These go on with their
-    /// statements, and no server starts while one of them has the shared memory. The caller holds the directory's lock, so nothing of it is in use.
+    /// Stops what still runs on our data: a server whose guard was killed too, or the processes of
+    /// a server that was killed. These go on with their statements, and no server starts while one
+    /// of them has the shared memory. The caller holds the directory's lock, so nothing of it is in
+    /// use.
     ///
     /// # Errors
     /// When some of it does not end.
     async fn stop_leftovers(&self, cluster: &Path) -> anyhow::Result<()> {
-        // All of them stand in the data's directory; somebody's shell may as well. Run as the server's user, who alone may look at them.
+        // All of them stand in the data's directory; somebody's shell may as well. Run as the
+        // server's user, who alone may look at them.
         const SIGNAL: &str = r#"
             [ -e /proc/self/cwd ] || exit 3
             for process in /proc/[0-9]*; do
@@ -257,12 +267,14 @@ impl Programs {
             let mut command = self.command(Path::new("/bin/sh"));
             let output = command.args(["-c", SIGNAL, "dnc-postgres-leftovers", signal]).arg(cluster).output()?;
             if !output.status.success() {
-                // A system that does not tell who stands where. The next server finds out whether it is alone.
+                // A system that does not tell who stands where. The next server finds out whether
+                // it is alone.
                 return Ok(());
             }
             let leftovers = String::from_utf8_lossy(&output.stdout);
             if leftovers.trim().is_empty() {
-                // The process id in it may be another program's by now, which the next server would take for a server on the same data.
+                // The process id in it may be another program's by now, which the next server would
+                // take for a server on the same data.
                 return match fs::remove_file(cluster.join("postmaster.pid")) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("cannot remove postmaster.pid"),
                     _ => Ok(()),
@@ -279,7 +291,8 @@ impl Programs {
     }
 
     fn spawn(&self, options: &Options, cluster: &Path, port: u16) -> anyhow::Result<(Child, ChildStdin)> {
-        // The pipe's end tells the reader to stop the server; the server's end tells the shell to stop the reader.
+        // The pipe's end tells the reader to stop the server; the server's end tells the shell to
+        // stop the reader.
         const GUARD: &str = r#"
             exec 3<&0 </dev/null
             remove=$1 limit=$2; shift 2
@@ -311,7 +324,8 @@ impl Programs {
             set("fsync=off".to_owned());
         }
         let mut guard = command
-            // A group of its own, so that Ctrl-C on the terminal reaches this process alone and the server outlives the last call.
+            // A group of its own, so that Ctrl-C on the terminal reaches this process alone and the
+            // server outlives the last call.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
@@ -346,8 +360,9 @@ fn unprivileged_user() -> anyhow::Result<Option<(u32, u32)>> {
         .context("PostgreSQL does not run as root, and there is neither a user postgres nor a user nobody to run it as")
 }
 
-/// `dir`, made and handed to the server's user. When that user cannot get there (a clone under `/root`), a place under `/var/tmp` that is
-/// tied to `dir`, with a link in `dir` that shows where it is.
+/// `dir`, made and handed to the server's user. When that user cannot get there (a clone under
+/// `/root`), a place under `/var/tmp` that is tied to `dir`, with a link in `dir` that shows where
+/// it is.
 fn reachable_dir(dir: &Path, run_as: Option<(u32, u32)>) -> anyhow::Result<PathBuf> {
     let make = |dir: &Path| -> io::Result<PathBuf> {
         fs::create_dir_all(dir)?;
@@ -374,7 +389,8 @@ fn reachable_dir(dir: &Path, run_as: Option<(u32, u32)>) -> anyhow::Result<PathB
     }
     let name: String = Sha256::digest(dir.as_os_str().as_encoded_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     let elsewhere = Path::new("/var/tmp").join(format!("dnc-{name}"));
-    // In a directory that all may write to, a stranger's directory of that name must not be taken over.
+    // In a directory that all may write to, a stranger's directory of that name must not be taken
+    // over.
     if let Ok(found) = fs::symlink_metadata(&elsewhere)
         && (!found.is_dir() || found.uid() != uid)
     {
@@ -416,7 +432,8 @@ fn free_port() -> io::Result<u16> {
     Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// The directory of the server programs: of release `major` when data of that release is there, else the newest there is.
+/// The directory of the server programs: of release `major` when data of that release is there,
+/// else the newest there is.
 async fn find_or_fetch(dir: &Path, major: Option<u32>) -> anyhow::Result<PathBuf> {
     let fetched_root = dir.join("postgresql");
     let mut found: Vec<(u32, PathBuf)> = candidates(&fetched_root)
@@ -470,7 +487,8 @@ fn candidates(fetched_root: &Path) -> Vec<PathBuf> {
 
 /// The major release of a `postgres` program: `postgres (PostgreSQL) 15.4 (Debian …)` is 15.
 fn major_of(postgres: &Path) -> Option<u32> {
-    // A shim on PATH may point elsewhere; the programs beside the real one are the ones that fit it.
+    // A shim on PATH may point elsewhere; the programs beside the real one are the ones that fit
+    // it.
     let output = Command::new(postgres).arg("--version").stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = text.split_once("(PostgreSQL) ")?.1;

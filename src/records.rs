@@ -1,5 +1,5 @@
-//! CSV records (RFC 4180) and lines, out of octets that come in any pieces, in bounded memory. What stands in them is the business of
-//! whoever reads them.
+//! CSV records (RFC 4180) and lines, out of octets that come in any pieces, in bounded memory. What
+//! stands in them is the business of whoever reads them.
 
 use csv_core::ReadRecordResult;
 
@@ -8,6 +8,9 @@ pub const RECORD_BYTES_MAX: usize = 64 << 10;
 
 /// The most cells of a CSV record.
 const CELLS_MAX: usize = 1_000;
+
+/// The byte order mark of UTF-8.
+const MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// What is wrong with a record or line that does not fit.
 pub const TOO_LONG: &str = "is longer than 64 KiB, or has more than 1,000 cells";
@@ -36,8 +39,8 @@ impl<'a> Record<'a> {
     }
 }
 
-/// A quoted cell was not closed: it took in the rest of the file, or far too much of it. The lines in it would be lost without being
-/// counted, so nothing after them is read.
+/// A quoted cell was not closed: it took in the rest of the file, or far too much of it. The lines
+/// in it would be lost without being counted, so nothing after them is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Unclosed {
     /// The line on which its record begins.
@@ -56,6 +59,9 @@ pub struct Csv {
     quotes: Quotes,
     line: LineCount,
     first_line: u64,
+    /// How many bytes of a byte order mark the file begins with; none once it is known whether it
+    /// has one.
+    mark: Option<usize>,
 }
 
 /// The line that the next octet stands on, with line breaks of every kind.
@@ -68,7 +74,8 @@ struct LineCount {
 struct Quotes {
     delimiter: u8,
     is_open: bool,
-    /// True where a quote opens a cell: at its start, and behind a quote that closed one, which makes the two stand for one.
+    /// True where a quote opens a cell: at its start, and behind a quote that closed one, which
+    /// makes the two stand for one.
     may_open: bool,
 }
 
@@ -108,8 +115,11 @@ impl LineCount {
 impl Csv {
     /// For cells that are separated by `delimiter`.
     pub fn new(delimiter: u8) -> Self {
+        let mut parser = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
+        // The parser cuts a byte order mark only if it comes in one piece. After this it cuts none.
+        parser.read_record(b"\n", &mut [0], &mut [0]);
         Self {
-            parser: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
+            parser,
             octets: vec![0; RECORD_BYTES_MAX],
             ends: vec![0; CELLS_MAX],
             octets_len: 0,
@@ -119,10 +129,12 @@ impl Csv {
             quotes: Quotes { delimiter, is_open: false, may_open: true },
             line: LineCount { line: 1, is_after_cr: false },
             first_line: 1,
+            mark: Some(0),
         }
     }
 
-    /// Reads on, and hands over each record that ends here.
+    /// Reads on, and hands over each record that ends here. A byte order mark at the start of the
+    /// file belongs to none.
     ///
     /// # Errors
     /// What `take` answers, or that a quoted cell is far too long.
@@ -130,6 +142,27 @@ impl Csv {
         &mut self,
         mut chunk: &[u8],
         mut take: impl FnMut(Record<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        while let Some(seen) = self.mark {
+            match chunk.split_first() {
+                None => return Ok(()),
+                Some((byte, rest)) if *byte == MARK[seen] => {
+                    self.mark = Some(seen + 1).filter(|seen| *seen < MARK.len());
+                    chunk = rest;
+                }
+                Some(_) => {
+                    self.mark = None;
+                    self.push_all(&MARK[..seen], &mut take)?;
+                }
+            }
+        }
+        self.push_all(chunk, &mut take)
+    }
+
+    fn push_all<E: From<Unclosed>>(
+        &mut self,
+        mut chunk: &[u8],
+        take: &mut impl FnMut(Record<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         loop {
             if !self.is_in_record {
@@ -141,7 +174,7 @@ impl Csv {
             if chunk.is_empty() {
                 return Ok(());
             }
-            chunk = self.read(chunk, &mut take)?;
+            chunk = self.read(chunk, take)?;
         }
     }
 
@@ -150,6 +183,9 @@ impl Csv {
     /// # Errors
     /// What `take` answers, or that a quoted cell is not closed.
     pub fn finish<E: From<Unclosed>>(&mut self, mut take: impl FnMut(Record<'_>) -> Result<(), E>) -> Result<(), E> {
+        if let Some(seen) = self.mark.take() {
+            self.push_all(&MARK[..seen], &mut take)?;
+        }
         // No more input means the end to the parser; it may ask for room first.
         while self.is_in_record {
             self.require_closed()?;
@@ -212,8 +248,8 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Reads on, and hands over each line that ends here: its number, counted from 1, and its octets without the line break, or none when it
-    /// is longer than [`RECORD_BYTES_MAX`].
+    /// Reads on, and hands over each line that ends here: its number, counted from 1, and its
+    /// octets without the line break, or none when it is longer than [`RECORD_BYTES_MAX`].
     ///
     /// # Errors
     /// What `take` answers.
@@ -253,6 +289,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::{pieces, spelled};
 
     fn records(text: &str, size: usize) -> Result<Vec<(u64, Vec<String>)>, Unclosed> {
         let mut csv = Csv::new(b',');
@@ -280,6 +317,70 @@ mod tests {
                 let expected = expected.map(|(line, cells)| (line, cells.map(with_breaks)));
                 assert_eq!(seen, expected.map(|(line, cells)| (line, cells.to_vec())), "in pieces of {size}");
             }
+        }
+    }
+
+    /// The lines of a file in pieces of this size.
+    fn lines(bytes: &[u8], size: usize) -> Vec<(u64, Option<Vec<u8>>)> {
+        let (mut lines, mut seen) = (Lines::default(), Vec::new());
+        let mut take = |number, line: Option<&[u8]>| -> Result<(), Unclosed> {
+            seen.push((number, line.map(<[u8]>::to_vec)));
+            Ok(())
+        };
+        for chunk in bytes.chunks(size) {
+            lines.push(chunk, &mut take).expect("taken");
+        }
+        lines.finish(&mut take).expect("taken");
+        seen
+    }
+
+    /// Its line, whether it is too long, and its cells.
+    type AnyRecord = (u64, bool, Vec<Vec<u8>>);
+
+    /// The records of a file in pieces of this size, and the line of a quote that is not closed.
+    fn csv_records(bytes: &[u8], size: usize) -> (Vec<AnyRecord>, Option<u64>) {
+        let (mut csv, mut seen) = (Csv::new(b','), Vec::new());
+        let mut take = |record: Record<'_>| -> Result<(), Unclosed> {
+            seen.push((record.line, record.is_too_long, record.cells().map(<[u8]>::to_vec).collect()));
+            Ok(())
+        };
+        let pushed = bytes.chunks(size).try_for_each(|chunk| csv.push(chunk, &mut take));
+        let unclosed = pushed.and_then(|()| csv.finish(&mut take)).err().map(|unclosed| unclosed.line);
+        (seen, unclosed)
+    }
+
+    #[test]
+    fn any_bytes_are_the_same_records_in_any_pieces() {
+        let (long, many) = ("x".repeat(RECORD_BYTES_MAX / 2), ",".repeat(CELLS_MAX / 2));
+        let alphabet =
+            ["a", "b", ",", ",", "\"", "\"", "\"\"", "\n", "\n", "\r\n", "\r", "\n\n", "\u{feff}", "\0", "ü", &long, &many];
+        let hold = |bytes: &[u8], size: usize| {
+            let (whole, unclosed) = csv_records(bytes, bytes.len().max(1));
+            assert_eq!(csv_records(bytes, size), (whole.clone(), unclosed));
+            assert!(whole.is_sorted_by(|a, b| a.0 < b.0), "each record begins on a later line");
+            assert!(unclosed.is_none_or(|line| whole.last().is_none_or(|last| last.0 < line)));
+            let all = lines(bytes, bytes.len().max(1));
+            assert_eq!(lines(bytes, size), all);
+            let expected = bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').enumerate();
+            let expected =
+                expected.map(|(number, line)| (number as u64 + 1, (line.len() <= RECORD_BYTES_MAX).then(|| line.to_vec())));
+            assert_eq!(all, expected.filter(|_| !bytes.is_empty()).collect::<Vec<_>>());
+        };
+        bolero::check!(name = "records").for_each(|bytes| {
+            let (size, rest) = pieces(bytes);
+            hold(rest, size);
+            hold(spelled(&rest[..rest.len().min(64)], &alphabet).as_bytes(), size);
+        });
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_cut_in_any_pieces() {
+        for size in [1, 2, 3, 100] {
+            assert_eq!(records("\u{feff}\"a\",b", size).expect("closed"), [(1, vec!["a".to_owned(), "b".to_owned()])]);
+            assert_eq!(records("\u{feff}", size).expect("closed"), []);
+            assert_eq!(records("\u{feff}\u{feff}a", size).expect("closed"), [(1, vec!["\u{feff}a".to_owned()])]);
+            assert_eq!(records("\n\u{feff}a", size).expect("closed"), [(2, vec!["\u{feff}a".to_owned()])]);
+            assert_eq!(csv_records(b"\xef\xbb", size), (vec![(1, false, vec![b"\xef\xbb".to_vec()])], None));
         }
     }
 

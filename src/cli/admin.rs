@@ -1,5 +1,6 @@
-//! `dnc migrate`, `workspaces`, `users` and `keys`: what an operator does with the database at hand. What a script needs
-//! stands alone on standard output; lists have a line a row, tabs between the columns, the id first.
+//! `dnc migrate`, `workspaces`, `users` and `keys`: what an operator does with the database at
+//! hand. What a script needs stands alone on standard output; lists have a line a row, tabs between
+//! the columns, the id first.
 
 use std::{io::Write, time::Duration};
 
@@ -193,7 +194,8 @@ pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
     Ok(store)
 }
 
-/// Refuses the URL of something else, which the driver would take for PostgreSQL's. Nothing of it but the scheme is repeated: it has a password.
+/// Refuses the URL of something else, which the driver would take for PostgreSQL's. Nothing of it
+/// but the scheme is repeated: it has a password.
 pub(super) fn require_postgres_url(url: &str) -> anyhow::Result<()> {
     const FORM: &str = "give postgres://USER:PASSWORD@HOST:PORT/DATABASE";
     match url.split_once("://") {

@@ -1,4 +1,5 @@
-//! `dnc check`, `export` and `remove`: a gRPC client for people. What was asked for goes to standard output, everything else to standard error.
+//! `dnc check`, `export` and `remove`: a gRPC client for people. What was asked for goes to
+//! standard output, everything else to standard error.
 
 use std::{
     io::{BufWriter, Write},
@@ -55,7 +56,8 @@ struct Addresses {
     /// Addresses and domains; - reads them from standard input
     #[arg(value_name = "ADDRESS")]
     addresses: Vec<String>,
-    /// A file of them, of any kind that `dnc import` reads; - is standard input; may be given several times
+    /// A file of them, of any kind that `dnc import` reads; - is standard input; may be given
+    /// several times
     #[arg(long = "file", short, env = "DNC_FILE", value_name = "FILE")]
     files: Vec<PathBuf>,
     /// The column that holds the addresses in the files, if it is not known by its name
@@ -113,7 +115,8 @@ pub(super) enum TypeName {
 }
 
 impl Addresses {
-    /// All of them, as many at once as one call may name. Files are read on a thread of its own, no faster than they are taken.
+    /// All of them, as many at once as one call may name. Files are read on a thread of its own, no
+    /// faster than they are taken.
     fn chunks(self) -> mpsc::Receiver<anyhow::Result<Vec<String>>> {
         let (ready, chunks) = mpsc::channel(1);
         std::thread::spawn(move || {
@@ -187,7 +190,8 @@ impl Server {
         Ok(request)
     }
 
-    /// What a status says, without the numbers around it; of a call that the server did not answer, the cause.
+    /// What a status says, without the numbers around it; of a call that the server did not answer,
+    /// the cause.
     pub(super) fn told(&self, status: &Status) -> anyhow::Error {
         anyhow::Error::msg(link::why("--server", &self.server, status).unwrap_or_else(|| status.message().to_owned()))
     }
@@ -236,7 +240,8 @@ pub(super) async fn export(options: Export) -> anyhow::Result<()> {
     let mut messages =
         options.server.client()?.export_entries(request).await.map_err(|status| options.server.told(&status))?.into_inner();
     let told = |status| options.server.told(&status);
-    // Nothing is written before the service has answered: the head alone would look like an empty list.
+    // Nothing is written before the service has answered: the head alone would look like an empty
+    // list.
     let mut message = messages.message().await.map_err(told)?;
     let mut out = std::io::stdout().lock();
     out.write_all(format.head().as_bytes())?;

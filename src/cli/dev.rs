@@ -1,4 +1,5 @@
-//! `dnc dev`: from nothing to a service with keys, in one command. Standard output gets the lines a shell can source, and nothing else.
+//! `dnc dev`: from nothing to a service with keys, in one command. Standard output gets the lines a
+//! shell can source, and nothing else.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -29,9 +30,10 @@ pub(super) struct Options {
     server: ServerOptions,
 }
 
-/// The first workspace of this data directory, with keys for it. Plain keys are kept here alone, in a file only its owner can read:
-/// this is a place to try things out, and its keys must be printed at every start. Keys that were revoked, or whose note is lost, are replaced
-/// by new ones for the same workspace: a second one would look like an empty list.
+/// The first workspace of this data directory, with keys for it. Plain keys are kept here alone, in
+/// a file only its owner can read: this is a place to try things out, and its keys must be printed
+/// at every start. Keys that were revoked, or whose note is lost, are replaced by new ones for the
+/// same workspace: a second one would look like an empty list.
 struct Tenant {
     workspace: WorkspaceId,
     api_key: ApiKey,

@@ -1,8 +1,9 @@
 //! `dnc import`: files into the list, one import a file, with a table of what became of them.
 //!
-//! The service alone decides what is stored. The same rules are applied here to each row as it is sent, because the service can tell
-//! an entry's number and not its line, and describes ten thousand causes at most; so every refused row gets into the file of rejects,
-//! whatever the size of the import, and nothing is kept in memory for it.
+//! The service alone decides what is stored. The same rules are applied here to each row as it is
+//! sent, because the service can tell an entry's number and not its line, and describes ten
+//! thousand causes at most; so every refused row gets into the file of rejects, whatever the size
+//! of the import, and nothing is kept in memory for it.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +46,8 @@ const MESSAGE_BYTES: usize = 1 << 20;
 /// How long rows wait for others to fill a message with, if there are others at all.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
 
-/// How long nothing is sent before an empty message says that the import still goes on; a service ends those that say nothing.
+/// How long nothing is sent before an empty message says that the import still goes on; a service
+/// ends those that say nothing.
 const ALIVE_EVERY: Duration = Duration::from_secs(20);
 
 /// Messages that are ready and not yet sent.
@@ -78,13 +80,15 @@ pub(super) struct Options {
     /// The column that holds the addresses, if it is not known by its name
     #[arg(long, env = "DNC_IMPORT_COLUMN", value_name = "NAME")]
     column: Option<String>,
-    /// Where refused rows go, as CSV with line and cause; an existing file is written over, or gone on with under --skip-lines
+    /// Where refused rows go, as CSV with line and cause; an existing file is written over, or gone
+    /// on with under --skip-lines
     #[arg(long, env = "DNC_IMPORT_REJECTS", value_name = "FILE")]
     rejects: Option<PathBuf>,
     /// Store nothing; show what each row was taken for, and what would become of it
     #[arg(long, env = "DNC_DRY_RUN", value_parser = FalseyValueParser::new())]
     dry_run: bool,
-    /// Leave out what begins on this line of the first file or before, which is how an interrupted import goes on
+    /// Leave out what begins on this line of the first file or before, which is how an interrupted
+    /// import goes on
     #[arg(long, env = "DNC_IMPORT_SKIP_LINES", value_name = "N", default_value_t = 0)]
     skip_lines: u64,
     #[command(flatten)]
@@ -189,7 +193,8 @@ enum EndedEarly {
 }
 
 impl EndedEarly {
-    /// What to do about it; `rest` are this file and those after it, `skipped` the line that it began behind.
+    /// What to do about it; `rest` are this file and those after it, `skipped` the line that it
+    /// began behind.
     fn advice(&self, rest: &[PathBuf], skipped: u64) -> String {
         let others = if rest.len() > 1 { " and the files after it" } else { "" };
         let file = if rest[0].as_os_str() == "-" { "standard input".to_owned() } else { rest[0].display().to_string() };
@@ -262,8 +267,9 @@ impl Import<'_> {
         parts
     }
 
-    /// The messages of one import. What is counted as sent is counted here, when it goes; the stream ends when the file does, or
-    /// as soon as somebody wants to stop, and then the service stores and counts what it has got.
+    /// The messages of one import. What is counted as sent is counted here, when it goes; the
+    /// stream ends when the file does, or as soon as somebody wants to stop, and then the service
+    /// stores and counts what it has got.
     fn messages(
         &self,
         name: &str,

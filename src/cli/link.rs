@@ -1,7 +1,8 @@
 //! Why a gRPC server cannot be talked to, in one sentence that names the cause and what to change.
 //!
-//! tonic says "transport error" of a wrong port, a wrong certificate and a missing server alike. The causes are in the chain of sources below the
-//! status. What they do not tell (who is it that answers, but not in HTTP/2?) is asked of the server itself, once, after the call has failed.
+//! tonic says "transport error" of a wrong port, a wrong certificate and a missing server alike.
+//! The causes are in the chain of sources below the status. What they do not tell (who is it that
+//! answers, but not in HTTP/2?) is asked of the server itself, once, after the call has failed.
 
 use std::{
     error::Error as StdError,
@@ -20,7 +21,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The beginning of HTTP/2, with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// The cause of a call's failure, unless it is the server's own answer, whose message says it. `flag` names the option that gave `url`.
+/// The cause of a call's failure, unless it is the server's own answer, whose message says it.
+/// `flag` names the option that gave `url`.
 ///
 /// May block for [`PROBE_TIMEOUT`].
 pub(super) fn why(flag: &str, url: &str, status: &Status) -> Option<String> {
@@ -31,7 +33,8 @@ pub(super) fn why(flag: &str, url: &str, status: &Status) -> Option<String> {
     let place = format!("{host}:{port}");
     let no_grpc =
         || format!("{place} is an HTTP server and no gRPC server; check the port in {flag}, for gRPC it is usually 50051");
-    // What tonic says of an answer without gRPC's trailers, and of one whose body is no gRPC message.
+    // What tonic says of an answer without gRPC's trailers, and of one whose body is no gRPC
+    // message.
     let markers = ["mapped from HTTP status code ", "while receiving response with status: "];
     if let Some(code) = markers.iter().find_map(|marker| status.message().split_once(marker)).map(|(_, code)| code) {
         return Some(if code.starts_with('5') {
@@ -112,7 +115,8 @@ fn bare_name(name: &str) -> &str {
     inner.trim_matches('"')
 }
 
-/// All errors below the status, the outermost first. An I/O error hides the one that it wraps from `source`.
+/// All errors below the status, the outermost first. An I/O error hides the one that it wraps from
+/// `source`.
 fn causes<'a>(status: &'a Status) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     let first: &'a (dyn StdError + 'static) = status;
     std::iter::successors(Some(first), |&error| match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {

@@ -60,8 +60,9 @@ pub(super) async fn gateway(options: GatewayOptions) -> anyhow::Result<()> {
     until_signalled(bound).await
 }
 
-/// Asks the upstream once whether it is there. It may come later, so the gateway serves all the same; but callers are told no more than
-/// "unavailable", and whoever runs the gateway must see the cause.
+/// Asks the upstream once whether it is there. It may come later, so the gateway serves all the
+/// same; but callers are told no more than "unavailable", and whoever runs the gateway must see the
+/// cause.
 async fn warn_unless_reachable(channel: Channel, url: String) {
     let mut health = HealthClient::new(channel);
     if let Err(status) = health.check(HealthCheckRequest::default()).await

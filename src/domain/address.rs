@@ -1,11 +1,12 @@
 //! The canonical form of an address: what is stored, compared and looked up.
 //!
-//! One function makes it on every way in, so what was stored is found. Lengths are octets of the canonical form (RFC 5321
-//! section 4.5.3.1). Local parts are compared without regard to case although RFC 5321 lets a host tell them apart: no
-//! carrier of note does, and writing to `Bob@` after `bob@` said no is the worse mistake. `+tags` and dots are not folded,
-//! since only the carrier knows what they mean. Quoted local parts are refused. So are invisible characters that no script needs: they come with
-//! pasted text, and an entry with one would look right in every list and never match. The rules may become stricter; see
-//! [`Address::parse_stored`].
+//! One function makes it on every way in, so what was stored is found. Lengths are octets of the
+//! canonical form (RFC 5321 section 4.5.3.1). Local parts are compared without regard to case
+//! although RFC 5321 lets a host tell them apart: no carrier of note does, and writing to `Bob@`
+//! after `bob@` said no is the worse mistake. `+tags` and dots are not folded, since only the
+//! carrier knows what they mean. Quoted local parts are refused. So are invisible characters that
+//! no script needs: they come with pasted text, and an entry with one would look right in every
+//! list and never match. The rules may become stricter; see [`Address::parse_stored`].
 
 use std::fmt;
 
@@ -20,7 +21,8 @@ const DOMAIN_OCTETS_MAX: usize = 253;
 const ADDRESS_OCTETS_MAX: usize = 254;
 const LABEL_OCTETS_MAX: usize = 63;
 
-/// Any text longer than this cannot become an address: folding shortens a text, but never this much.
+/// Any text longer than this cannot become an address: folding shortens a text, but never this
+/// much.
 const INPUT_OCTETS_MAX: usize = 8 * 1024;
 
 /// What an address names. The canonical form tells: only an e-mail address has an `@`.
@@ -34,19 +36,21 @@ pub enum Kind {
 
 /// An e-mail address or a domain in canonical form.
 ///
-/// Ordered by its octets, as PostgreSQL orders text under `COLLATE "C"`. Its `Debug` form hides the text, so that no log line holds an
-/// address.
+/// Ordered by its octets, as PostgreSQL orders text under `COLLATE "C"`. Its `Debug` form hides the
+/// text, so that no log line holds an address.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address(String);
 
 impl Address {
     /// Brings `text` into canonical form as an address of this kind.
     ///
-    /// White space, NBSP, zero-width and BOM characters are cut from both ends. An e-mail address is split at its last `@`.
+    /// White space, NBSP, zero-width and BOM characters are cut from both ends. An e-mail address
+    /// is split at its last `@`.
     ///
     /// # Errors
-    /// [`Failure::InvalidEmail`], [`Failure::InvalidDomain`], or [`Failure::PublicSuffix`] when a domain entry would block all
-    /// domains under a suffix of the ICANN section of the Public Suffix List.
+    /// [`Failure::InvalidEmail`], [`Failure::InvalidDomain`], or [`Failure::PublicSuffix`] when a
+    /// domain entry would block all domains under a suffix of the ICANN section of the Public
+    /// Suffix List.
     pub fn parse(kind: Kind, text: String) -> Result<Self, Failure> {
         match kind {
             Kind::Email => parse_email(text).map_err(Failure::InvalidEmail),
@@ -60,11 +64,13 @@ impl Address {
         }
     }
 
-    /// Brings a text into canonical form whose kind nobody said: one with an `@` inside is an e-mail address, one without is a domain. For
-    /// questions about what is stored; what is to be stored has a type.
+    /// Brings a text into canonical form whose kind nobody said: one with an `@` inside is an
+    /// e-mail address, one without is a domain. For questions about what is stored; what is to be
+    /// stored has a type.
     ///
     /// # Errors
-    /// As [`Address::parse`]. A public suffix is no fault here: it may be asked about, and an earlier release may have stored it.
+    /// As [`Address::parse`]. A public suffix is no fault here: it may be asked about, and an
+    /// earlier release may have stored it.
     pub fn parse_any(text: String) -> Result<Self, Failure> {
         let trimmed = trim(&text);
         if trimmed.strip_prefix('@').unwrap_or(trimmed).contains('@') {
@@ -73,9 +79,10 @@ impl Address {
         parse_domain(&text).map(Self).map_err(Failure::InvalidEmail)
     }
 
-    /// As [`Address::parse_any`], but also takes what earlier releases stored and this one refuses: an e-mail address with an invisible
-    /// character before the `@`. For removals alone, so that every stored entry can be removed by its name. A check refuses such a text,
-    /// which counts as suppressed, whether it is stored or not.
+    /// As [`Address::parse_any`], but also takes what earlier releases stored and this one refuses:
+    /// an e-mail address with an invisible character before the `@`. For removals alone, so that
+    /// every stored entry can be removed by its name. A check refuses such a text, which counts as
+    /// suppressed, whether it is stored or not.
     ///
     /// # Errors
     /// As [`Address::parse_any`].
@@ -89,8 +96,8 @@ impl Address {
         }
     }
 
-    /// What to look for in canonical forms when somebody looks for this part of an address: in lower case, a domain (behind an `@`, or
-    /// with a dot in it) in IDNA's ASCII form.
+    /// What to look for in canonical forms when somebody looks for this part of an address: in
+    /// lower case, a domain (behind an `@`, or with a dot in it) in IDNA's ASCII form.
     pub fn search_form(text: &str) -> String {
         let folded = canonical_local(trim(text));
         let (local, domain) = match folded.rsplit_once('@') {
@@ -104,8 +111,8 @@ impl Address {
         }
     }
 
-    /// The texts of the entries that would cover this address, the nearest first: the address itself, its domain, and every domain above that
-    /// an entry can be made for.
+    /// The texts of the entries that would cover this address, the nearest first: the address
+    /// itself, its domain, and every domain above that an entry can be made for.
     pub fn covers(&self) -> impl Iterator<Item = &str> {
         let domain = self.0.rsplit_once('@').map(|(_, domain)| domain);
         let itself = std::iter::once(self.0.as_str());
@@ -199,8 +206,9 @@ const fn is_forbidden_in_local(byte: u8) -> bool {
     matches!(byte, b'@' | b',' | b';' | b'<' | b'>' | b'(' | b')' | b'[' | b']' | b':' | b'\\' | b'"')
 }
 
-/// True for plain ASCII in which nothing is wrong and nothing but upper case needs folding: nearly every address. All else, and every
-/// Punycode label (it must decode to something IDNA allows), goes the slow way, which also finds the words for a fault.
+/// True for plain ASCII in which nothing is wrong and nothing but upper case needs folding: nearly
+/// every address. All else, and every Punycode label (it must decode to something IDNA allows),
+/// goes the slow way, which also finds the words for a fault.
 fn is_ordinary_email(bytes: &[u8]) -> bool {
     if bytes.len() > ADDRESS_OCTETS_MAX {
         return false;
@@ -251,8 +259,8 @@ fn check_local(local: &str) -> Result<(), &'static str> {
     check_stored_local(local)
 }
 
-/// Zero-width space, word joiner, BOM and soft hyphen. The zero-width joiner and non-joiner are not among them: Persian and Indic scripts
-/// write with them.
+/// Zero-width space, word joiner, BOM and soft hyphen. The zero-width joiner and non-joiner are not
+/// among them: Persian and Indic scripts write with them.
 fn is_needless_invisible(c: char) -> bool {
     matches!(c, '\u{200b}' | '\u{2060}' | '\u{feff}' | '\u{ad}')
 }
@@ -327,8 +335,9 @@ fn parent(domain: &str) -> Option<&str> {
     domain.split_once('.').map(|(_, above)| above).filter(|above| above.contains('.'))
 }
 
-/// True when every name directly under `domain` may belong to somebody else: a rule of the list names the domain, or a wildcard rule stands
-/// directly under it (`*.kobe.jp`, so `kobe.jp`). An exception such as `!city.kobe.jp` is one owner's domain.
+/// True when every name directly under `domain` may belong to somebody else: a rule of the list
+/// names the domain, or a wildcard rule stands directly under it (`*.kobe.jp`, so `kobe.jp`). An
+/// exception such as `!city.kobe.jp` is one owner's domain.
 fn is_public_suffix(domain: &str) -> bool {
     // A label that only a wildcard can match: no domain name on the list has it.
     const ANY: &[u8] = b"_";
@@ -339,7 +348,8 @@ fn is_public_suffix(domain: &str) -> bool {
     icann(itself, domain.len()) || icann(under, ANY.len() + 1 + domain.len())
 }
 
-/// Cuts what people paste along without seeing it: white space, NBSP, zero-width characters, direction marks and BOM.
+/// Cuts what people paste along without seeing it: white space, NBSP, zero-width characters,
+/// direction marks and BOM.
 fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || matches!(c, '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}'))
 }
@@ -350,6 +360,7 @@ mod tests {
     use unicode_normalization::UnicodeNormalization;
 
     use super::*;
+    use crate::fuzz::spelled;
 
     fn email(text: &str) -> Result<String, Failure> {
         Address::parse(Kind::Email, text.to_owned()).map(|address| address.as_str().to_owned())
@@ -498,6 +509,98 @@ mod tests {
         assert!(email(&format!("ab@{}", domain(252))).is_err(), "255 octets");
         assert!(Address::parse(Kind::Domain, domain(253)).is_ok());
         assert!(Address::parse(Kind::Domain, domain(254)).is_err());
+    }
+
+    /// All that must hold for any text.
+    fn hold_to_the_rules(text: &str) {
+        let slow = email_of(trim(text), check_local);
+        assert_eq!(parse_email(text.to_owned()), slow, "the fast way and the slow one");
+        for kind in [Kind::Email, Kind::Domain] {
+            let Ok(address) = Address::parse(kind, text.to_owned()) else { continue };
+            let canonical = address.as_str();
+            assert_eq!(address.kind(), kind);
+            assert_eq!(Address::parse(kind, canonical.to_owned()).as_ref(), Ok(&address), "its own canonical form");
+            assert_eq!(Address::parse_any(text.to_owned()).as_ref(), Ok(&address), "a check finds what an import stored");
+            assert_eq!(Address::parse_stored(text.to_owned()).as_ref(), Ok(&address), "a deletion finds it as well");
+            assert_eq!(address.covers().next(), Some(canonical));
+            if !canonical.ends_with('.') {
+                assert_eq!(Address::search_form(canonical), canonical, "a search finds it");
+            }
+            assert!(canonical.len() <= 254 && canonical.nfc().eq(canonical.chars()));
+            let (local, domain) = canonical.rsplit_once('@').unwrap_or(("a", canonical));
+            assert!((1..=64).contains(&local.len()) && domain.len() <= 253);
+            assert!(!local.starts_with('.') && !local.ends_with('.'));
+            assert!(!local.contains(|c: char| c.is_whitespace()
+                || c.is_control()
+                || "@,;<>()[]:\\\"\u{200b}\u{2060}\u{feff}\u{ad}".contains(c)));
+            let labels: Vec<&str> = domain.split('.').collect();
+            assert!(labels.len() >= 2 && labels.iter().all(|label| (1..=63).contains(&label.len())));
+            let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            assert!(labels.iter().all(|label| label.bytes().all(is_plain) && !label.starts_with('-') && !label.ends_with('-')));
+            assert!(!labels[labels.len() - 1].bytes().all(|byte| byte.is_ascii_digit()));
+        }
+    }
+
+    #[test]
+    fn any_bytes_hold_to_the_rules() {
+        const ALPHABET: [&str; 52] = [
+            "a",
+            "B",
+            "z",
+            "0",
+            "9",
+            "@",
+            "@",
+            "@",
+            ".",
+            ".",
+            "-",
+            "--",
+            "+",
+            "_",
+            "'",
+            "xn--",
+            "XN--",
+            "xn--mnchen-3ya",
+            "com",
+            ".de",
+            "co.uk",
+            "kobe.jp",
+            "city",
+            "127.0.0.1",
+            " ",
+            "\t",
+            "\r\n",
+            "\u{a0}",
+            "\u{feff}",
+            "\u{200b}",
+            "\u{200c}",
+            "\u{200d}",
+            "\u{2060}",
+            "\u{ad}",
+            "\0",
+            "\u{7f}",
+            "ü",
+            "u\u{308}",
+            "Ü",
+            "ß",
+            "ẞ",
+            "İ",
+            "ς",
+            "Σ",
+            "。",
+            "．",
+            "測試",
+            "क्",
+            "\u{345}",
+            "\u{1f600}",
+            "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            ",;<>()[]:\\\"",
+        ];
+        bolero::check!(name = "address").for_each(|bytes| {
+            hold_to_the_rules(&String::from_utf8_lossy(bytes));
+            hold_to_the_rules(&spelled(&bytes[..bytes.len().min(12)], &ALPHABET));
+        });
     }
 
     proptest! {

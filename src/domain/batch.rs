@@ -2,8 +2,8 @@
 
 use super::{entry::Entry, failure::Failure};
 
-/// A stream of this many entries or fewer is always one batch, and so one transaction: HTTP callers are promised that all
-/// of a JSON import is stored or none of it.
+/// A stream of this many entries or fewer is always one batch, and so one transaction: HTTP callers
+/// are promised that all of a JSON import is stored or none of it.
 pub const BATCH_ENTRIES_MIN: usize = 10_000;
 
 /// The entries described in an answer; further refused ones are counted only.
@@ -11,8 +11,8 @@ const ERRORS_MAX: usize = 10_000;
 
 /// Entries on their way into one transaction, in bounded memory.
 ///
-/// The texts stand one behind the other in one buffer. A text of its own for each would be freed on another thread than it was made on, which cost a
-/// third of an import's processor time.
+/// The texts stand one behind the other in one buffer. A text of its own for each would be freed on
+/// another thread than it was made on, which cost a third of an import's processor time.
 pub struct Batch {
     text: String,
     places: Vec<Place>,
@@ -22,7 +22,8 @@ pub struct Batch {
 /// Where an entry's texts are.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    /// The first octets of the address, as a number that sorts as they do: most comparisons need no more.
+    /// The first octets of the address, as a number that sorts as they do: most comparisons need no
+    /// more.
     prefix: u128,
     /// Where the address begins. Later entries have larger numbers.
     address: u32,
@@ -32,7 +33,8 @@ struct Place {
 }
 
 impl Batch {
-    /// Larger batches are faster, but a batch of long texts is cut once it holds this much, so that memory stays bounded.
+    /// Larger batches are faster, but a batch of long texts is cut once it holds this much, so that
+    /// memory stays bounded.
     const OCTETS_MAX: usize = 4 << 20;
 
     /// An empty batch that is full at `entries_max` entries ([`BATCH_ENTRIES_MIN`] at least).
@@ -43,7 +45,8 @@ impl Batch {
     /// Takes one more entry.
     pub fn push(&mut self, entry: &Entry) {
         let (address, reason) = (entry.address.as_str(), entry.reason.as_str());
-        // Both lengths are bounded by the rules for an address and a reason, and so is their sum for a batch.
+        // Both lengths are bounded by the rules for an address and a reason, and so is their sum
+        // for a batch.
         let address_at = self.text.len() as u32;
         self.text.push_str(address);
         // Reasons come in rows of equal ones.
@@ -83,10 +86,11 @@ impl Batch {
         self.places.is_empty()
     }
 
-    /// The entries in the order of their addresses' octets, each address once with the reason it came with first.
+    /// The entries in the order of their addresses' octets, each address once with the reason it
+    /// came with first.
     ///
-    /// That is the order of the table's key, so overlapping batches wait for each other in one direction only and cannot
-    /// dead-lock; it also makes the insert faster.
+    /// That is the order of the table's key, so overlapping batches wait for each other in one
+    /// direction only and cannot dead-lock; it also makes the insert faster.
     pub fn into_sorted(self) -> Sorted {
         let Self { text, mut places, .. } = self;
         places.sort_unstable_by(|a, b| {

@@ -5,9 +5,11 @@ use super::{
     failure::{Failure, REASON_CHARS_MAX},
 };
 
-/// Why an address is on the list: any text of 1 to 64 characters without control characters, kept as given.
+/// Why an address is on the list: any text of 1 to 64 characters without control characters, kept
+/// as given.
 ///
-/// An unknown text is as good as a well-known one: losing a suppression over its label would be worse.
+/// An unknown text is as good as a well-known one: losing a suppression over its label would be
+/// worse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason(String);
 
@@ -21,7 +23,8 @@ impl Reason {
         if trimmed.is_empty() {
             return Ok(None);
         }
-        // Octets bound the characters from above, which spares counting them for every ordinary reason.
+        // Octets bound the characters from above, which spares counting them for every ordinary
+        // reason.
         let too_long = trimmed.len() > REASON_CHARS_MAX && trimmed.chars().count() > REASON_CHARS_MAX;
         if too_long || trimmed.contains(char::is_control) {
             return Err(Failure::InvalidReason);

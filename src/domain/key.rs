@@ -1,7 +1,8 @@
 //! API keys, and the public forms of ids (`ws_1`, `user_1`, `key_1`).
 //!
-//! A key exists in plain form only in [`ApiKey`]: when it is made and when a caller sends it. What is stored and compared is its
-//! SHA-256. A slow password hash would add nothing, since a key is 256 random bits and cannot be guessed from its hash.
+//! A key exists in plain form only in [`ApiKey`]: when it is made and when a caller sends it. What
+//! is stored and compared is its SHA-256. A slow password hash would add nothing, since a key is
+//! 256 random bits and cannot be guessed from its hash.
 
 use std::{fmt, str::FromStr};
 
@@ -45,7 +46,8 @@ impl ApiKey {
         Ok(Self { text: format!("{}{}", kind.prefix(), hex(&secret)), kind })
     }
 
-    /// A key that a caller sent. `None` when the text cannot be one, which spares the database the question.
+    /// A key that a caller sent. `None` when the text cannot be one, which spares the database the
+    /// question.
     pub fn parse(text: &str) -> Option<Self> {
         // The longer prefix first: a platform key starts with the other prefix too.
         let kind = [KeyKind::Platform, KeyKind::Workspace].into_iter().find(|kind| text.starts_with(kind.prefix()))?;
@@ -98,7 +100,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A number with a prefix that says what it names. The text form is the only one that leaves the service.
+/// A number with a prefix that says what it names. The text form is the only one that leaves the
+/// service.
 macro_rules! public_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -120,7 +123,8 @@ macro_rules! public_id {
         impl FromStr for $name {
             type Err = String;
 
-            /// Takes the public form alone: the prefix and a decimal number without sign or leading zeros.
+            /// Takes the public form alone: the prefix and a decimal number without sign or leading
+            /// zeros.
             fn from_str(text: &str) -> Result<Self, String> {
                 text.strip_prefix($prefix)
                     .filter(|digits| digits.starts_with(|c: char| ('1'..='9').contains(&c)) && digits.bytes().all(|b| b.is_ascii_digit()))

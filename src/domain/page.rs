@@ -119,6 +119,30 @@ fn list_bytes(workspace: WorkspaceId, filter: &Filter) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::spelled;
+
+    #[test]
+    fn any_bytes_are_no_token_unless_they_were_made_as_one() {
+        let (secret, workspace, filter) = (b"secret".as_slice(), WorkspaceId(7), Filter::default());
+        let read = |token: &str| Position::from_token(token, secret, workspace, &filter).ok();
+        bolero::check!(name = "token").for_each(|bytes| {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            let alphabet = ["A", "B", "Z", "a", "z", "0", "9", "-", "_", "=", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"];
+            for nonsense in [text.clone(), spelled(bytes, &alphabet), URL_SAFE_NO_PAD.encode(bytes)] {
+                assert_eq!(read(&nonsense), None);
+            }
+            let position = Position { after: text, total: bytes.iter().map(|byte| i64::from(*byte)).sum() };
+            let token = position.to_token(secret, workspace, &filter).expect("random numbers");
+            assert_eq!(read(&token), Some(position));
+            // One character changed, one more, one fewer.
+            let place = bytes.first().map_or(0, |byte| usize::from(*byte)) % token.len();
+            for with in ["", "0", "A", "ü", "00"] {
+                let mut changed = token.clone();
+                changed.replace_range(place..=place, with);
+                assert!(changed == token || read(&changed).is_none());
+            }
+        });
+    }
 
     #[test]
     fn a_token_is_good_for_its_own_list_alone() {

@@ -326,6 +326,7 @@ fn starts_formula(cell: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::{pieces, spelled};
 
     #[test]
     fn a_cell_is_no_formula_and_still_means_itself() {
@@ -353,6 +354,65 @@ mod tests {
             (read.entries, faults)
         });
         each.into()
+    }
+
+    /// All that a file is read as in pieces of this size, and why no more of it is read.
+    fn read_on(format: Format, file: &[u8], size: usize) -> (AsRead, Option<String>) {
+        let mut lines = Lines::of(format);
+        let mut read = Read { entries: Vec::new(), count: 0, faults: Faults::default() };
+        let pushed = file.chunks(size).try_for_each(|chunk| lines.push(chunk, &mut read));
+        let problem = pushed.and_then(|()| lines.finish(&mut read)).err().map(Problem::into_message);
+        let faults = read.faults.lock().expect("not poisoned").clone();
+        ((read.entries, faults), problem)
+    }
+
+    #[test]
+    fn any_bytes_are_the_same_entries_in_any_pieces() {
+        const ALPHABET: [&str; 28] = [
+            "secret@b.de",
+            "b.de",
+            ",",
+            ",",
+            "\n",
+            "\n",
+            "\r\n",
+            "\r",
+            "\"",
+            "\"",
+            "\"\"",
+            " ",
+            "\u{feff}",
+            "email",
+            "Email",
+            "type",
+            "reason",
+            "domain",
+            "x",
+            "'=",
+            "{\"email\":",
+            "\"secret@b.de\"",
+            "{\"email\":\"a@b.de\"}",
+            "}",
+            "null",
+            "\u{feff}email\n",
+            "\0",
+            "ü",
+        ];
+        let hold = |bytes: &[u8], size: usize| {
+            for format in [Format::Csv, Format::Ndjson] {
+                let whole = read_on(format, bytes, bytes.len().max(1));
+                assert_eq!(read_on(format, bytes, size), whole);
+                let ((entries, faults), problem) = whole;
+                assert!(faults.iter().all(|(index, _)| entries[*index as usize] == Entry::default()));
+                let messages = faults.iter().map(|(_, cause)| cause).chain(&problem);
+                assert!(messages.into_iter().all(|message| !message.contains('@') && !message.contains("secret")));
+            }
+        };
+        bolero::check!(name = "formats").for_each(|bytes| {
+            let (size, rest) = pieces(bytes);
+            hold(rest, size);
+            hold(spelled(&rest[..rest.len().min(48)], &ALPHABET).as_bytes(), size);
+        });
     }
 
     #[test]

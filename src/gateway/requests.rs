@@ -415,6 +415,69 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::fuzz::spelled;
+
+    #[test]
+    fn any_bytes_get_an_answer_that_repeats_nothing_of_them() {
+        const ALPHABET: [&str; 40] = [
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            ",",
+            "{\"",
+            "\"}",
+            "\":",
+            ",\"",
+            "\"",
+            "\"secret@example.com\"",
+            "\"secret@`email`\"",
+            "\"email\":",
+            "\"emails\":[",
+            "\"entries\":[{",
+            "\"type\":",
+            "\"reason\":",
+            "\"selectAll\":",
+            "\"search\":",
+            "\"createdFrom\":",
+            "\"secret@\":",
+            "\"domain\"",
+            "true",
+            "null",
+            "7",
+            "-1e9",
+            "1e999",
+            "\\",
+            "\\u00",
+            "\\ud800",
+            "\n",
+            " ",
+            "x",
+            "ü",
+            "\0",
+            "\"secret@, expected a string\"",
+            "\"secret@ at line 1 column 1\"",
+            "}]}",
+            "\u{feff}",
+        ];
+        let hold = |bytes: &[u8]| {
+            let answers = [
+                import_entries(bytes).err().map(Problem::into_message),
+                check_request(bytes).err().map(Problem::into_message),
+                delete_request(bytes).err().map(Problem::into_message),
+                entry(bytes).err(),
+            ];
+            for message in answers.into_iter().flatten() {
+                assert!(!message.contains('@') && !message.contains("secret"), "{message}");
+                assert!(message.len() < 300, "{message}");
+            }
+        };
+        bolero::check!(name = "requests").for_each(|bytes| {
+            hold(bytes);
+            hold(spelled(&bytes[..bytes.len().min(24)], &ALPHABET).as_bytes());
+        });
+    }
 
     async fn message(body: &str) -> String {
         let response = import_entries(body.as_bytes()).expect_err(body).into_response();

@@ -43,7 +43,8 @@ struct Dev {
 }
 
 impl Dev {
-    /// Starts `dnc dev` on free ports and reads what it prints when it is ready. Its standard error goes to a file beside `dir`.
+    /// Starts `dnc dev` on free ports and reads what it prints when it is ready. Its standard error
+    /// goes to a file beside `dir`.
     fn start(dir: &Path) -> Self {
         let mut child = dnc(&["dev", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--data-dir"])
             .arg(dir)

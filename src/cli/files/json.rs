@@ -1,4 +1,5 @@
-//! JSON files: an object a line, or one document with a list in it, whose elements are handed over as they come.
+//! JSON files: an object a line, or one document with a list in it, whose elements are handed over
+//! as they come.
 
 use std::{cell::RefCell, fmt, io::Read};
 
@@ -24,7 +25,8 @@ pub(super) enum Shape {
 /// The fields that an entry has its address in.
 const ADDRESSES: [&str; 6] = ["email", "emailAddress", "EmailAddress", "email_address", "address", "recipient"];
 
-/// The shape of a file that begins like this; none when it is no JSON. `is_all` says that the file ends there.
+/// The shape of a file that begins like this; none when it is no JSON. `is_all` says that the file
+/// ends there.
 pub(super) fn shape(head: &[u8], is_all: bool) -> Option<Shape> {
     let text = head.trim_ascii_start();
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
@@ -108,7 +110,8 @@ impl<'de> Deserialize<'de> for Element {
     }
 }
 
-/// A value as a cell of a table would have it: the values of a list with commas, nothing for an object.
+/// A value as a cell of a table would have it: the values of a list with commas, nothing for an
+/// object.
 struct Text(String);
 
 impl<'de> Deserialize<'de> for Text {

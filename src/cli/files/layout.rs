@@ -1,8 +1,11 @@
-//! What the columns of a file mean, by their names: our own files, and the suppression exports of the large providers as they come.
+//! What the columns of a file mean, by their names: our own files, and the suppression exports of
+//! the large providers as they come.
 //!
-//! JSON is read by the same rules, an object's keys being the names. Names are compared without case, spaces and punctuation, so
-//! `Email Address`, `EmailAddress` and `email_address` are one. Names were taken from the providers' public references; where a list does not say
-//! in any column why an address is on it (SendGrid, Mailgun), the set of its columns or the name of the file does.
+//! JSON is read by the same rules, an object's keys being the names. Names are compared without
+//! case, spaces and punctuation, so `Email Address`, `EmailAddress` and `email_address` are one.
+//! Names were taken from the providers' public references; where a list does not say in any column
+//! why an address is on it (SendGrid, Mailgun), the set of its columns or the name of the file
+//! does.
 
 /// A provider's words for why, and ours.
 type Words = &'static [(&'static str, &'static str)];
@@ -28,7 +31,8 @@ const SPARKPOST: Words = &[
 /// Mailchimp, `status` of a member.
 const MAILCHIMP: Words = &[("unsubscribed", UNSUBSCRIBE), ("cleaned", BOUNCE)];
 
-/// The statuses of those who may be written to. Any other, known or not, keeps its row on the list: a suppression that is lost is the worse mistake.
+/// The statuses of those who may be written to. Any other, known or not, keeps its row on the list:
+/// a suppression that is lost is the worse mistake.
 const MAY_BE_WRITTEN_TO: [&str; 3] = ["subscribed", "pending", "transactional"];
 
 /// The well-known reasons.
@@ -89,7 +93,8 @@ pub(super) enum Why {
 }
 
 impl Layout {
-    /// The layout of a file with these names of columns. `file` is its name, which some providers put the kind of list into.
+    /// The layout of a file with these names of columns. `file` is its name, which some providers
+    /// put the kind of list into.
     ///
     /// # Errors
     /// [`NotAList`], which must not be imported.
@@ -102,7 +107,8 @@ impl Layout {
             let address = at(address).ok_or(NotAList::NoAddress)?;
             Ok(Self { name, address, kind: None, reasons })
         };
-        // Words that only an allowlist or a list of members has come first: reading one of them as a suppression list would silence everybody on it.
+        // Words that only an allowlist or a list of members has come first: reading one of them as
+        // a suppression list would silence everybody on it.
         let has_email = at("email").is_some();
         if (has(&["address", "domain"]) && !has_email) || has(&["type", "value", "reason", "createdat"]) {
             return Err(NotAList::Other("is Mailgun's allowlist, which names those who may be written to"));
@@ -164,7 +170,8 @@ impl Layout {
             return layout("list with a header", "address", at("reason").map_or(Reasons::Default, Reasons::AsIs));
         }
         if has(&["email"]) && !has(&["type"]) {
-            // SendGrid's lists have no column for the kind, but each has other columns; `reason` is the mail server's own text there.
+            // SendGrid's lists have no column for the kind, but each has other columns; `reason` is
+            // the mail server's own text there.
             if has(&["created", "ip"]) || (has(&["created"]) && file.contains("spam")) {
                 return layout("SendGrid spam reports", "email", Reasons::All(COMPLAINT));
             }
@@ -185,7 +192,8 @@ impl Layout {
         Ok(own)
     }
 
-    /// The layout of a file whose column of addresses somebody named; `type` and `reason` are known by their names.
+    /// The layout of a file whose column of addresses somebody named; `type` and `reason` are known
+    /// by their names.
     ///
     /// # Errors
     /// [`NotAList::NoAddress`] when there is no such column.
@@ -200,7 +208,8 @@ impl Layout {
         })
     }
 
-    /// The layout of any file with a column of addresses, also of a list of those who may be written to.
+    /// The layout of any file with a column of addresses, also of a list of those who may be
+    /// written to.
     ///
     /// # Errors
     /// [`NotAList::NoAddress`].
@@ -211,8 +220,9 @@ impl Layout {
         Ok(Self { name: "list with a header", address, kind: None, reasons: Reasons::Default })
     }
 
-    /// The layout of a file without a header, by the cells of its first row: an address, then its type if that is one, then its reason. When the address
-    /// is not the first cell, nothing is known of the others.
+    /// The layout of a file without a header, by the cells of its first row: an address, then its
+    /// type if that is one, then its reason. When the address is not the first cell, nothing is
+    /// known of the others.
     pub(super) fn without_header(cells: &[&str]) -> Self {
         let is_kind = |cell: &&str| matches!(*cell, "email" | "domain");
         let is_word_of_ses = |cell: &&str| SES.iter().any(|(word, _)| word == cell);
@@ -299,6 +309,106 @@ fn plain(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::spelled;
+
+    #[test]
+    fn any_header_has_one_meaning_in_any_order() {
+        const NAMES: [&str; 34] = [
+            "email",
+            "Email Address",
+            "address",
+            "recipient",
+            "type",
+            "reason",
+            "created",
+            "created_at",
+            "createdAt",
+            "status",
+            "ip",
+            "value",
+            "domain",
+            "subscribed",
+            "message",
+            "leid",
+            "euid",
+            "member_rating",
+            "unsub_time",
+            "clean_time",
+            "last_changed",
+            "SuppressionReason",
+            "Origin",
+            "source",
+            "transactional",
+            "non_transactional",
+            "code",
+            "error",
+            "tags",
+            "group_id",
+            "note",
+            "",
+            "\u{feff}E-Mail",
+            "İ",
+        ];
+        const CELLS: [&str; 18] = [
+            "",
+            " ",
+            "a@b.de",
+            "b.de",
+            "email",
+            "domain",
+            "BOUNCE",
+            "COMPLAINT",
+            "HardBounce",
+            "ManualSuppression",
+            "Recipient",
+            "TRUE",
+            "false",
+            "Spam Complaint",
+            "unsubscribed",
+            "pending",
+            "import",
+            "5.1.1",
+        ];
+        let hold = |names: &[String], cells: &[String], file: &str| {
+            let cell = |column: usize| cells.get(column).cloned().unwrap_or_default();
+            for layout in [
+                Layout::of(names, file),
+                Layout::with_address(names, "Email"),
+                Layout::any_with_addresses(names),
+                Ok(Layout::without_header(&cells.iter().map(String::as_str).collect::<Vec<_>>())),
+            ] {
+                let Ok(layout) = layout else { continue };
+                assert!(layout.address < names.len().max(cells.len()).max(1));
+                let _ = layout.why(cell);
+            }
+            let mut plain_names: Vec<String> = names.iter().map(|name| plain(name)).collect();
+            plain_names.sort();
+            if plain_names.windows(2).any(|pair| pair[0] == pair[1]) {
+                return;
+            }
+            let turned: Vec<String> = names.iter().rev().cloned().collect();
+            let turned_cell = |column: usize| names.len().checked_sub(column + 1).map(cell).unwrap_or_default();
+            match (Layout::of(names, file), Layout::of(&turned, file)) {
+                (Ok(layout), Ok(other)) => {
+                    assert_eq!(layout.name, other.name);
+                    assert_eq!(cell(layout.address), turned_cell(other.address));
+                    assert_eq!(layout.why(cell), other.why(turned_cell));
+                }
+                (layout, other) => assert_eq!(layout.err(), other.err()),
+            }
+        };
+        bolero::check!(name = "layout").for_each(|bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let (names, cells) = text.split_once('\n').unwrap_or((&text, ""));
+            let split = |row: &str| row.split(',').map(str::to_owned).collect::<Vec<_>>();
+            hold(&split(names), &split(cells), names);
+            let one = |byte: &u8, of: &[&str]| spelled(&[*byte], of);
+            let (names, cells) = bytes[..bytes.len().min(16)].split_at(bytes.len().min(16) / 2);
+            let file = ["x.csv", "complaints.csv", "spam.csv", "blocks.csv", "unsubscribes.csv"][bytes.len() % 5];
+            let cells: Vec<String> = cells.iter().map(|byte| one(byte, &CELLS)).collect();
+            hold(&names.iter().map(|byte| one(byte, &NAMES)).collect::<Vec<_>>(), &cells, file);
+        });
+    }
 
     /// What rows of a file with this header mean: its name, then why.
     fn read(file: &str, header: &str, rows: &[&str]) -> (&'static str, Vec<Why>) {

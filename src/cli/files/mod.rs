@@ -1,7 +1,8 @@
-//! Files that people bring: opened, unpacked, told apart, and read row by row in bounded memory. What becomes of a row is the business of the
-//! command that reads it.
+//! Files that people bring: opened, unpacked, told apart, and read row by row in bounded memory.
+//! What becomes of a row is the business of the command that reads it.
 //!
-//! A file is known by what is in it and not by its name's ending: exports are renamed, and standard input has no name.
+//! A file is known by what is in it and not by its name's ending: exports are renamed, and standard
+//! input has no name.
 
 mod json;
 mod layout;
@@ -47,7 +48,8 @@ pub(super) struct Options {
     pub(super) column: Option<String>,
     /// Rows that begin on this line or before are left out.
     pub(super) skip_lines: u64,
-    /// Only the addresses are wanted, of whatever list it is: to ask about them, not to put them on a list.
+    /// Only the addresses are wanted, of whatever list it is: to ask about them, not to put them on
+    /// a list.
     pub(super) addresses_only: bool,
 }
 
@@ -76,7 +78,8 @@ pub(super) enum Content {
     },
     /// Somebody who may be written to, as far as this file says.
     NotSuppressed,
-    /// Nothing that can be read: its text as far as there is one, and why, as the end of a sentence about the row.
+    /// Nothing that can be read: its text as far as there is one, and why, as the end of a sentence
+    /// about the row.
     Unreadable(String, String),
 }
 
@@ -134,8 +137,13 @@ impl Input {
     /// Hands every row to `take`, until one is answered with an error.
     pub(super) fn read(self, options: &Options, mut take: impl FnMut(Row) -> Result<(), Ended>) -> Result<(), Ended> {
         let mut reader = self.reader;
-        let mut head = head(&mut reader, |head| head.contains(&b'\n'))?;
-        let is_all = head.len() < HEAD_BYTES && !head.contains(&b'\n');
+        // A line of content: in a pipe, blank lines may come alone.
+        let has_line = |head: &[u8]| {
+            let content = head.strip_prefix("\u{feff}".as_bytes()).unwrap_or(head).trim_ascii_start();
+            content.contains(&b'\n')
+        };
+        let mut head = head(&mut reader, has_line)?;
+        let is_all = head.len() < HEAD_BYTES && !has_line(&head);
         if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
             return Err(Ended::Broken("is UTF-16; save it as UTF-8".to_owned()));
         }
@@ -368,6 +376,101 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::fuzz::{pieces, spelled};
+
+    /// Gives no more than so many bytes at once, as a pipe may.
+    struct Cut(Cursor<Vec<u8>>, usize);
+
+    impl Read for Cut {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = buffer.len().min(self.1);
+            self.0.read(&mut buffer[..count])
+        }
+    }
+
+    /// The rows of a file that comes in pieces of this size, and how reading ended.
+    fn rows_of(content: &[u8], size: usize, options: &Options) -> (Vec<Row>, String) {
+        let bytes_read = Arc::new(AtomicU64::new(0));
+        let raw: Box<dyn Read + Send> = Box::new(Cut(Cursor::new(content.to_vec()), size));
+        let reader = match unpacked(Counting(raw, bytes_read.clone())) {
+            Ok(reader) => reader,
+            Err(error) => return (Vec::new(), error.to_string()),
+        };
+        let input = Input { name: "list.csv".to_owned(), bytes: None, bytes_read, reader };
+        let mut seen = Vec::new();
+        let ended = input.read(options, |row| {
+            seen.push(row);
+            Ok(())
+        });
+        (seen, format!("{ended:?}"))
+    }
+
+    #[test]
+    fn any_bytes_are_the_same_rows_in_any_pieces() {
+        const ALPHABET: [&str; 44] = [
+            "a@b.de",
+            "b.de",
+            "x",
+            ",",
+            ",",
+            ";",
+            "\t",
+            "\n",
+            "\n",
+            "\r\n",
+            "\r",
+            "\"",
+            "\"",
+            "\"\"",
+            " ",
+            "\u{feff}",
+            "email",
+            "type",
+            "reason",
+            "EmailAddress",
+            "Reason",
+            "BOUNCE",
+            "domain",
+            "created",
+            "status",
+            "recipient",
+            "address",
+            "'=",
+            "{",
+            "}",
+            "[",
+            "]",
+            ":",
+            "{\"email\":\"a@b.de\"}",
+            "{\"address\":\"a@b.de\",\"tags\":[\"x\"]}",
+            "{\"items\":[",
+            "]}",
+            "null",
+            "1e5",
+            "\"email\"",
+            "\"a@b.de\"",
+            "\\ud800",
+            "[\"a@b.de\"",
+            "ü",
+        ];
+        let hold = |bytes: &[u8], size: usize| {
+            for options in [
+                Options::default(),
+                Options { column: Some("x".to_owned()), skip_lines: 2, addresses_only: false },
+                Options { addresses_only: true, ..Options::default() },
+            ] {
+                let whole = rows_of(bytes, bytes.len().max(1), &options);
+                assert_eq!(rows_of(bytes, size, &options), whole);
+                assert!(whole.0.iter().all(|row| row.line > options.skip_lines));
+                assert!(whole.0.is_sorted_by(|a, b| a.line < b.line));
+            }
+        };
+        bolero::check!(name = "files").for_each(|bytes| {
+            let (size, rest) = pieces(bytes);
+            hold(rest, size);
+            hold(spelled(&rest[..rest.len().min(48)], &ALPHABET).as_bytes(), size);
+        });
+    }
 
     fn rows(content: &[u8]) -> Result<Vec<(u64, String)>, String> {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
@@ -427,6 +530,7 @@ mod tests {
                 "{\"items\":[{\"address\":\"a@b.de\",\"tags\":[\"x\",\"y\"],\"created_at\":\"\"}],\"paging\":{\"next\":[\"z\"]}}",
                 &[(1, "a@b.de||unsubscribe_link")],
             ),
+            ("\n\n{\"email\":\"a@b.de\"}\n", &[(3, "a@b.de||")]),
             ("[\"a@b.de\", \"c@d.de\", 7]", &[(1, "a@b.de||"), (2, "c@d.de||"), (3, "is neither an object nor a text")]),
             ("[{\"created\":1,\"email\":\"a@b.de\",\"ip\":\"192.0.2.1\"}]", &[(1, "a@b.de||complaint")]),
             ("", &[]),
