@@ -312,6 +312,70 @@ mod tests {
             && word.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'.'))
     }
 
+    /// The HTTP status of each code. A code that is new does not compile until it stands here.
+    fn expected(code: Code) -> u16 {
+        match code {
+            Code::InvalidArgument | Code::OutOfRange => 400,
+            Code::Unauthenticated => 401,
+            Code::PermissionDenied => 403,
+            Code::NotFound => 404,
+            Code::AlreadyExists | Code::Aborted => 409,
+            Code::FailedPrecondition => 422,
+            Code::ResourceExhausted => 429,
+            Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss | Code::Unimplemented => 500,
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => 503,
+        }
+    }
+
+    #[test]
+    fn every_code_has_its_http_status_and_strangers_are_not_quoted() {
+        for code in (0..=16).map(Code::from) {
+            let stranger = Problem::from(Status::new(code, "secret"));
+            assert_eq!(stranger.status.as_u16(), expected(code), "{code:?}");
+            assert!(!stranger.message.contains("secret") && stranger.details.is_none());
+            assert_eq!(stranger.retry_after_secs, (expected(code) == 503).then_some(2));
+
+            let mut details =
+                tonic_types::ErrorDetails::with_error_info("REASON", DOMAIN, [("imported".to_owned(), "3".to_owned())]);
+            details.set_retry_info(Some(std::time::Duration::from_millis(1)));
+            let ours = Problem::from(Status::with_error_details(code, "Do this.", details));
+            assert_eq!(ours.status.as_u16(), expected(code), "{code:?}");
+            if expected(code) == 500 {
+                assert!(ours.message.starts_with("Something went wrong") && ours.details.is_none());
+                continue;
+            }
+            assert_eq!(ours.message, "Do this.");
+            assert_eq!(ours.details, Some(json!({ "reason": "REASON", "imported": 3 })));
+            assert_eq!(ours.retry_after_secs, Some(1), "never at once");
+        }
+    }
+
+    #[test]
+    fn an_answer_says_its_status_thrice() {
+        for (problem, header) in [
+            (Problem::invalid("email", "is missing"), None),
+            (Problem::from(Status::unauthenticated("")), Some(("www-authenticate", "Bearer"))),
+            (Problem::encoding(), Some(("accept-encoding", ENCODINGS))),
+            (Problem::draining(), Some(("retry-after", "2"))),
+        ] {
+            let (status, has_details) = (problem.status, problem.details.is_some());
+            let message = problem.message.clone();
+            let (parts, body) = problem.into_response().into_parts();
+            assert_eq!(parts.status, status);
+            if let Some((name, value)) = header {
+                assert_eq!(parts.headers[name], value);
+            }
+            assert_eq!(parts.headers.contains_key("www-authenticate"), status == StatusCode::UNAUTHORIZED);
+            assert_eq!(parts.headers.contains_key("accept-encoding"), status == StatusCode::UNSUPPORTED_MEDIA_TYPE);
+            let bytes = http_body_util::BodyExt::collect(body);
+            let bytes = futures_util::FutureExt::now_or_never(bytes).expect("whole").expect("whole").to_bytes();
+            let json: Value = serde_json::from_slice(&bytes).expect("JSON");
+            assert_eq!((&json["error"], &json["message"]), (&json!(status.canonical_reason()), &json!(message)));
+            assert_eq!(json["code"], status.as_u16());
+            assert_eq!(json.get("details").is_some(), has_details);
+        }
+    }
+
     #[test]
     fn every_field_that_the_service_names_has_a_name_in_http() {
         let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -168,3 +168,156 @@ pub(super) fn entry_type(kind: Kind) -> proto::EntryType {
 pub(super) fn entry_error(index: u64, failure: Failure) -> proto::EntryError {
     proto::EntryError { index, field: failure.field().to_owned(), code: failure.code().to_owned(), message: failure.message() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::KeyId;
+
+    /// The field that a refusal names.
+    fn field<T>(result: Result<T, Error>) -> Option<String> {
+        match result {
+            Err(Error::Invalid { field, .. }) => Some(field),
+            _ => None,
+        }
+    }
+
+    fn reason(text: &str) -> Reason {
+        default_reason(text.to_owned(), "import").expect("a reason")
+    }
+
+    #[test]
+    fn an_entry_has_its_type_and_a_reason() {
+        let of = |r#type: i32, email: &str, reason: &str| proto::Entry {
+            r#type,
+            email: email.to_owned(),
+            reason: reason.to_owned(),
+            ..Default::default()
+        };
+        let default = reason("");
+        assert_eq!(default.as_str(), "import");
+        assert_eq!(reason(" asked us ").as_str(), "asked us");
+        for (number, email, given, stored) in [
+            (0, "A@b.de", "", Some((Kind::Email, "import"))),
+            (1, "a@b.de", "bounce", Some((Kind::Email, "bounce"))),
+            (2, "b.de", "", Some((Kind::Domain, "import"))),
+            (3, "b.de", "", None),
+            (-1, "a@b.de", "", None),
+        ] {
+            let read = entry(of(number, email, given), &default);
+            let read = read.as_ref().map(|entry| (entry.address.kind(), entry.reason.as_str()));
+            assert_eq!(read, stored.ok_or(&Failure::InvalidType), "{number}");
+        }
+        assert_eq!(entry(of(0, "b.de", ""), &default).map_err(Failure::code), Err("INVALID_EMAIL"));
+        assert_eq!(entry(of(0, "a@b.de", "a\nb"), &default), Err(Failure::InvalidReason));
+        assert_eq!(field(default_reason("a\nb".to_owned(), "import")).as_deref(), Some("options.default_reason"));
+        assert!(matches!(default_reason(String::new(), " "), Err(Error::Internal { .. })));
+    }
+
+    #[test]
+    fn a_request_id_is_bounded() {
+        assert!(matches!(request_id(String::new()), Ok(None)));
+        let longest = "ü".repeat(REQUEST_ID_CHARS_MAX);
+        assert_eq!(request_id(longest.clone()).expect("short enough"), Some(longest.clone()));
+        for wrong in [longest + "a", "a\tb".to_owned()] {
+            assert_eq!(field(request_id(wrong)).as_deref(), Some("options.request_id"));
+        }
+    }
+
+    #[test]
+    fn an_answer_can_be_kept_and_given_again() {
+        let mut first = Tally { imported: 3, skipped: 2, ..Tally::default() };
+        first.refused(7, Failure::InvalidType);
+        let answer = tally(&first);
+        assert_eq!((answer.imported, answer.skipped, answer.failed), (3, 2, 1));
+        let error = &answer.errors[0];
+        assert_eq!((error.index, error.field.as_str(), error.code.as_str()), (7, "type", "INVALID_TYPE"));
+        assert_eq!(error.message, Failure::InvalidType.message());
+        let kept = Replay { imported: 3, skipped: 2, failed: 1, errors: Some(errors_to_keep(&first)) };
+        assert_eq!(replay(kept).expect("kept as it was"), answer);
+        let without = Replay { imported: 3, skipped: 2, failed: 1, errors: None };
+        assert!(replay(without).expect("counts").errors.is_empty());
+        let damaged = Replay { imported: 3, skipped: 2, failed: 1, errors: Some(vec![0xff]) };
+        assert!(matches!(replay(damaged), Err(Error::Internal { .. })));
+    }
+
+    #[test]
+    fn a_call_names_so_many_addresses_at_most() {
+        let named = |count: usize| vec!["a@b.de".to_owned(); count];
+        assert_eq!(addresses(named(ADDRESSES_MAX)).expect("as many as fit").len(), ADDRESSES_MAX);
+        assert_eq!(stored_addresses(named(ADDRESSES_MAX)).expect("as many as fit").len(), ADDRESSES_MAX);
+        assert_eq!(field(addresses(named(ADDRESSES_MAX + 1))).as_deref(), Some("emails"));
+        assert_eq!(field(stored_addresses(named(ADDRESSES_MAX + 1))).as_deref(), Some("emails"));
+        let mixed = vec!["a@b.de".to_owned(), "nonsense".to_owned(), "a\u{200b}@b.de".to_owned()];
+        let is_address: Vec<bool> = addresses(mixed.clone()).expect("few").iter().map(Result::is_ok).collect();
+        assert_eq!(is_address, [true, false, false]);
+        let stored: Vec<_> = stored_addresses(mixed).expect("few").iter().map(|address| address.as_str().to_owned()).collect();
+        assert_eq!(stored, ["a@b.de", "a\u{200b}@b.de"]);
+    }
+
+    #[test]
+    fn a_filter_says_what_is_meant_or_is_refused() {
+        let time = |seconds, nanos| Some(Timestamp { seconds, nanos });
+        let whole = proto::EntryFilter {
+            r#type: 2,
+            reason: " bounce ".to_owned(),
+            search: "MÜNCHEN.de".to_owned(),
+            create_time_from: time(0, 0),
+            create_time_to: time(253_402_300_799, 999_999_999),
+        };
+        let read = filter(Some(whole)).expect("a filter");
+        assert_eq!(read.kind, Some(Kind::Domain));
+        assert_eq!(read.reason.as_deref(), Some("bounce"));
+        assert_eq!(read.search.as_deref(), Some("xn--mnchen-3ya.de"));
+        assert_eq!(read.created_from, Some(OffsetDateTime::UNIX_EPOCH));
+        assert_eq!(read.created_to.map(|time| (time.year(), time.nanosecond())), Some((9999, 999_999_999)));
+        assert_eq!(filter(None).expect("no filter"), Filter::default());
+        let email = proto::EntryFilter { r#type: 1, ..Default::default() };
+        assert_eq!(filter(Some(email)).expect("a filter").kind, Some(Kind::Email));
+        let longest = proto::EntryFilter { search: "a".repeat(SEARCH_OCTETS_MAX), ..Default::default() };
+        assert!(filter(Some(longest)).is_ok());
+        let none = proto::EntryFilter::default;
+        for (wrong, place) in [
+            (proto::EntryFilter { r#type: 3, ..none() }, "filter.type"),
+            (proto::EntryFilter { reason: " ".to_owned(), ..none() }, "filter.reason"),
+            (proto::EntryFilter { reason: "a\nb".to_owned(), ..none() }, "filter.reason"),
+            (proto::EntryFilter { search: "\u{a0}".to_owned(), ..none() }, "filter.search"),
+            (proto::EntryFilter { search: "a\0".to_owned(), ..none() }, "filter.search"),
+            (proto::EntryFilter { search: "a".repeat(SEARCH_OCTETS_MAX + 1), ..none() }, "filter.search"),
+            (proto::EntryFilter { create_time_from: time(0, -1), ..none() }, "filter.create_time_from"),
+            (proto::EntryFilter { create_time_from: time(0, 1_000_000_000), ..none() }, "filter.create_time_from"),
+            (proto::EntryFilter { create_time_to: time(253_402_300_800, 0), ..none() }, "filter.create_time_to"),
+            (proto::EntryFilter { create_time_to: time(-62_135_596_801, 0), ..none() }, "filter.create_time_to"),
+            (proto::EntryFilter { create_time_to: time(i64::MIN, 0), ..none() }, "filter.create_time_to"),
+        ] {
+            assert_eq!(field(filter(Some(wrong.clone()))).as_deref(), Some(place), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_has_so_many_entries() {
+        let sizes = [0, 1, 1_000, 1_001, i32::MAX].map(|asked| page_size(asked).expect("a size"));
+        assert_eq!(sizes, [25, 1, 1_000, 1_000, 1_000]);
+        assert_eq!(field(page_size(-1)).as_deref(), Some("page_size"));
+    }
+
+    #[test]
+    fn a_row_is_an_entry_of_its_workspace() {
+        let row = |address: &str| EntryRow {
+            address: address.to_owned(),
+            reason: "bounce".to_owned(),
+            created_at: OffsetDateTime::from_unix_timestamp_nanos(1_500_000_001).expect("a time"),
+            added_by: KeyId(7),
+        };
+        let expected = proto::Entry {
+            email: "a@b.de".to_owned(),
+            r#type: 1,
+            reason: "bounce".to_owned(),
+            workspace_id: "ws_1".to_owned(),
+            create_time: Some(Timestamp { seconds: 1, nanos: 500_000_001 }),
+            added_by: "key_7".to_owned(),
+        };
+        assert_eq!(stored("ws_1", row("a@b.de")), expected);
+        assert_eq!(stored("ws_1", row("b.de")), proto::Entry { email: "b.de".to_owned(), r#type: 2, ..expected });
+    }
+}

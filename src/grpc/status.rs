@@ -96,3 +96,100 @@ fn chain(source: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One error of each kind.
+    fn every_error() -> Vec<Error> {
+        vec![
+            Error::invalid("field", "Mend it."),
+            Error::Unauthenticated("Send a key."),
+            Error::Forbidden("Not yours."),
+            Error::NotFound("Not there."),
+            Error::Conflict("Not now."),
+            Error::Exhausted { message: "Too much.", retry_after: Duration::from_secs(7) },
+            Error::Unavailable { message: "Away.", source: Some("cause".into()) },
+            Error::Timeout { message: "Too slow.", source: None },
+            Error::Cancelled,
+            Error::Unimplemented,
+            Error::internal("cause"),
+        ]
+    }
+
+    /// What each of them becomes. A kind that is new does not compile until it stands here and above.
+    fn expected(error: &Error) -> (Code, &'static str, Option<u64>) {
+        match error {
+            Error::Invalid { .. } => (Code::InvalidArgument, "INVALID", None),
+            Error::Unauthenticated(_) => (Code::Unauthenticated, "UNAUTHENTICATED", None),
+            Error::Forbidden(_) => (Code::PermissionDenied, "FORBIDDEN", None),
+            Error::NotFound(_) => (Code::NotFound, "NOT_FOUND", None),
+            Error::Conflict(_) => (Code::FailedPrecondition, "CONFLICT", None),
+            Error::Exhausted { .. } => (Code::ResourceExhausted, "EXHAUSTED", Some(7)),
+            Error::Unavailable { .. } => (Code::Unavailable, "UNAVAILABLE", Some(2)),
+            Error::Timeout { .. } => (Code::DeadlineExceeded, "TIMEOUT", Some(2)),
+            Error::Cancelled => (Code::Cancelled, "CANCELLED", None),
+            Error::Unimplemented => (Code::Unimplemented, "UNIMPLEMENTED", None),
+            Error::Internal { .. } => (Code::Internal, "INTERNAL", None),
+        }
+    }
+
+    #[test]
+    fn every_error_has_its_status() {
+        for error in every_error() {
+            let (code, reason, retry_secs) = expected(&error);
+            let message = error.to_string();
+            let is_invalid = matches!(error, Error::Invalid { .. });
+            let status = from_error(error);
+            assert_eq!((status.code(), status.message()), (code, message.as_str()));
+            let details = status.get_error_details();
+            let info = details.error_info().expect("every status has one");
+            assert_eq!((info.reason.as_str(), info.domain.as_str(), info.metadata.len()), (reason, "dnc", 0));
+            let retry = details.retry_info().and_then(|retry| retry.retry_delay);
+            assert_eq!(retry, retry_secs.map(Duration::from_secs), "{reason}");
+            let fields = details.bad_request().map(|request| &request.field_violations);
+            assert_eq!(fields.is_some_and(|fields| fields[0].field == "field" && fields[0].description == "Mend it."), is_invalid);
+            let bearer = status.metadata().get("www-authenticate").is_some_and(|value| value == "Bearer");
+            assert_eq!(bearer, code == Code::Unauthenticated);
+            assert!(!format!("{status:?}").contains("cause"), "a cause is for the log alone");
+        }
+    }
+
+    #[test]
+    fn a_broken_import_says_how_far_it_came() {
+        let tally = Tally { imported: 3, skipped: 2, failed: 1, ..Tally::default() };
+        let status = of_import(Error::Cancelled, &tally);
+        let details = status.get_error_details();
+        let metadata = &details.error_info().expect("every status has one").metadata;
+        let count = |name: &str| metadata.get(name).map(String::as_str);
+        assert_eq!((count("imported"), count("skipped"), count("failed")), (Some("3"), Some("2"), Some("1")));
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_read_is_the_callers_fault() {
+        for (code, expected) in [
+            (Code::OutOfRange, "larger than 4 MiB"),
+            (Code::ResourceExhausted, "larger than 4 MiB"),
+            (Code::Internal, "not valid protobuf"),
+            (Code::InvalidArgument, "not valid protobuf"),
+            (Code::DataLoss, "not valid protobuf"),
+            (Code::Unimplemented, "must not be compressed"),
+            (Code::Cancelled, "broke the call off"),
+            (Code::Unknown, "broke the call off"),
+        ] {
+            let error = of_message(&Status::new(code, ""));
+            assert!(error.to_string().contains(expected), "{code:?}: {error}");
+            assert_eq!(matches!(error, Error::Invalid { .. }), expected != "broke the call off");
+        }
+    }
+
+    #[test]
+    fn a_chain_of_causes_is_told_in_order() {
+        let inner = Error::Unavailable { message: "Away.", source: Some("refused".into()) };
+        assert_eq!(
+            chain(&Error::internal(inner)),
+            "Something went wrong inside the service. Report it with the request id.: Away.: refused"
+        );
+    }
+}
