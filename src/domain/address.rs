@@ -158,10 +158,7 @@ fn email_of(trimmed: &str, check_local: impl Fn(&str) -> Result<(), &'static str
     let local = canonical_local(local);
     check_local(&local)?;
     let domain = canonical_domain(domain)?;
-    let mut address = local;
-    address.reserve_exact(1 + domain.len());
-    address.push('@');
-    address.push_str(&domain);
+    let address = local + "@" + &domain;
     if address.len() > ADDRESS_OCTETS_MAX {
         return Err("is longer than 254 octets");
     }
@@ -219,7 +216,8 @@ fn is_ordinary_email(bytes: &[u8]) -> bool {
         && local.iter().all(|&byte| CLASS[byte as usize] & LOCAL != 0)
         && local[0] != b'.'
         && local[at - 1] != b'.';
-    if !local_is_ordinary || domain.len() > DOMAIN_OCTETS_MAX {
+    // The limit of the address leaves less than the limit of a domain.
+    if !local_is_ordinary {
         return false;
     }
     let mut labels = 0;
@@ -416,10 +414,95 @@ mod tests {
             "a b@c.de",
             "a@b@c.de",
             "a@b.c:d",
+            ",@b.co",
+            "a,b@c.de",
+            "a@b.1c",
+            "a@ab-c.com",
+            "a@b--c.com",
+            "a@abc--.com",
+            "a\u{7f}@b.co",
+            "a@b_c.de",
         ];
         for sample in samples {
             let slow = email(&format!(" {sample}"));
             assert_eq!(email(sample).ok(), slow.ok(), "{sample}");
+        }
+    }
+
+    #[test]
+    fn nearly_every_address_takes_the_fast_way() {
+        let longest = format!("{}@{}.{}.{}", "a".repeat(64), "b".repeat(63), "c".repeat(63), "d".repeat(61));
+        assert_eq!(longest.len(), 254);
+        let ordinary = [
+            "a@b.co",
+            "A.B+c@Mail.EXAMPLE.com",
+            "!#$%&'*+/=?^_`{|}~-@b.co",
+            "a..b@c.de",
+            "a@1.b",
+            "a@b.1c",
+            "a@b.c1",
+            "a@ab-c.de",
+            "a@b--c.de",
+            &longest,
+        ];
+        for text in ordinary {
+            assert!(is_ordinary_email(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "",
+            "@",
+            "a",
+            "a@b",
+            "a@b.",
+            "a@.b",
+            "@b.co",
+            ".a@b.co",
+            "a.@b.co",
+            "a@b@c.de",
+            "a,b@c.de",
+            "a b@c.de",
+            "a@b c.de",
+            "a@b.1",
+            "a@-b.co",
+            "a@b-.co",
+            "a@ab--c.de",
+            "a@xn--a.de",
+            "ü@b.co",
+            "a@ü.de",
+            "a\u{7f}@b.co",
+            "a@b_c.de",
+            "a@b..de",
+        ] {
+            assert!(!is_ordinary_email(text.as_bytes()), "{text}");
+        }
+        for (from, to) in [("a@", "aa@"), ("bbb.", "bbbb."), ("ddd", "dddd")] {
+            let too_long = longest.replacen(from, to, 1);
+            assert!(!is_ordinary_email(too_long.as_bytes()), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_text_may_be_longer_than_its_canonical_form_but_not_by_any_amount() {
+        // Soft hyphens are left out of a domain.
+        let padded = |start: &str, octets: usize| {
+            let end = "b.com";
+            let hyphens = (octets - start.len() - end.len()) / 2;
+            let text = format!("{start}{}{end}", "\u{ad}".repeat(hyphens));
+            assert_eq!(text.len(), octets);
+            text
+        };
+        assert_eq!(email(&padded("a@", INPUT_OCTETS_MAX - 1)), Ok("a@b.com".to_owned()));
+        assert_eq!(email(&padded("a@x", INPUT_OCTETS_MAX)), Ok("a@xb.com".to_owned()));
+        assert_eq!(email(&padded("a@", INPUT_OCTETS_MAX + 1)), Err(Failure::InvalidEmail("is far longer than any address")));
+        let domain = |text| Address::parse(Kind::Domain, text).map(|address| address.0);
+        assert_eq!(domain(padded("x", INPUT_OCTETS_MAX)), Ok("xb.com".to_owned()));
+        assert_eq!(domain(padded("", INPUT_OCTETS_MAX + 1)), Err(Failure::InvalidDomain("is far longer than any domain")));
+    }
+
+    #[test]
+    fn an_address_is_not_shown() {
+        for (text, shown) in [("secret@b.de", "Address(Email, redacted)"), ("secret.de", "Address(Domain, redacted)")] {
+            assert_eq!(format!("{:?}", Address::parse_any(text.to_owned()).expect(text)), shown);
         }
     }
 

@@ -197,6 +197,43 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_full_at_its_limit_or_when_its_texts_are_large() {
+        let (short, long) = (entry("a@x.de", "r"), entry(&format!("{}@{}.de", "a".repeat(64), "b.".repeat(90) + "b"), "r"));
+        let full_at = |of: &Entry| {
+            let mut batch = Batch::new(50_000);
+            assert!(batch.is_empty());
+            while !batch.is_full() {
+                batch.push(of);
+                assert!(!batch.is_empty());
+            }
+            batch.len()
+        };
+        assert_eq!(full_at(&short), 50_000);
+        let octets = long.address.as_str().len();
+        assert_eq!(full_at(&long), (Batch::OCTETS_MAX - 1).div_ceil(octets));
+    }
+
+    #[test]
+    fn a_reason_that_comes_in_a_row_is_kept_once() {
+        let mut batch = Batch::new(0);
+        for (address, reason) in
+            [("a@x.de", "long reason"), ("b@x.de", "long reason"), ("c@x.de", "other"), ("d@x.de", "long reason")]
+        {
+            batch.push(&entry(address, reason));
+        }
+        assert_eq!(batch.text, "a@x.delong reasonb@x.dec@x.deotherd@x.delong reason");
+        assert_eq!(batch.into_sorted().reasons(), ["long reason", "long reason", "other", "long reason"]);
+    }
+
+    #[test]
+    fn a_tally_counts_what_was_stored_and_what_was_there() {
+        let mut tally = Tally::default();
+        tally.stored(10, 7);
+        tally.stored(5, 5);
+        assert_eq!((tally.imported, tally.skipped, tally.failed), (12, 3, 0));
+    }
+
+    #[test]
     fn ten_thousand_of_the_longest_entries_are_one_batch() {
         let mut batch = Batch::new(0);
         let long = entry(&format!("{}@{}.de", "a".repeat(64), "b.".repeat(90) + "b"), &"ü".repeat(64));

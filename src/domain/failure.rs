@@ -52,3 +52,27 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_says_its_field_and_cause() {
+        let suffix = "The domain entry is a public suffix and would block every domain under it; name the domains themselves.";
+        for (failure, code, field, message) in [
+            (Failure::InvalidEmail("is empty"), "INVALID_EMAIL", "email", "The e-mail address is empty."),
+            (Failure::InvalidDomain("is empty"), "INVALID_DOMAIN", "email", "The domain entry is empty."),
+            (Failure::PublicSuffix, "PUBLIC_SUFFIX", "email", suffix),
+            (Failure::InvalidType, "INVALID_TYPE", "type", "The type is neither email nor domain."),
+            (
+                Failure::InvalidReason,
+                "INVALID_REASON",
+                "reason",
+                "The reason must have 1 to 64 characters and no control characters.",
+            ),
+        ] {
+            assert_eq!((failure.code(), failure.field(), failure.message()), (code, field, message.to_owned()));
+        }
+    }
+}

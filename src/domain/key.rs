@@ -164,6 +164,12 @@ mod tests {
             assert_eq!((again.kind(), again.hash()), (kind, key.hash()));
             assert!(!format!("{key:?} {:?}", key.hash()).contains(&key.reveal()[10..]));
         }
+        let key = ApiKey::generate(KeyKind::Platform).expect("randomness");
+        assert_eq!(format!("{key:?} {:?}", key.hash()), "ApiKey(Platform, redacted) KeyHash(redacted)");
+        assert_ne!(key.hash(), ApiKey::generate(KeyKind::Platform).expect("randomness").hash());
+        // What is stored of a key must stay the same in every release.
+        let known = ApiKey::parse(&format!("sk_{}", "0a".repeat(32))).expect("a key");
+        assert_eq!(hex(known.hash().as_bytes()), "ab86e3ebf7d0f6d9606f8e7a55eb6513acf3b0cc188bd6679486ec1656f76819");
         for text in
             ["", "sk_", "sk_user_", "sk_123", "pk_00", &format!("sk_{}", "A".repeat(64)), &format!("sk_user_{}", "0".repeat(63))]
         {
