@@ -74,6 +74,23 @@ impl Error {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
+    /// The same error for another call that shared the work; the cause stays with the first.
+    pub fn shared(&self) -> Self {
+        match self {
+            Self::Invalid { field, message } => Self::Invalid { field: field.clone(), message: message.clone() },
+            Self::Unauthenticated(message) => Self::Unauthenticated(message),
+            Self::Forbidden(message) => Self::Forbidden(message),
+            Self::NotFound(message) => Self::NotFound(message),
+            Self::Conflict(message) => Self::Conflict(message),
+            Self::Exhausted { message, retry_after } => Self::Exhausted { message, retry_after: *retry_after },
+            Self::Unavailable { message, .. } => Self::Unavailable { message, source: None },
+            Self::Timeout { message, .. } => Self::Timeout { message, source: None },
+            Self::Cancelled => Self::Cancelled,
+            Self::Unimplemented => Self::Unimplemented,
+            Self::Internal { source } => Self::internal(source.to_string()),
+        }
+    }
+
     /// A fault of this service, with its cause for the log.
     pub fn internal(source: impl Into<Source>) -> Self {
         Self::Internal { source: source.into() }

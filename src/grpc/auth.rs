@@ -141,15 +141,19 @@ impl Authenticator {
         }
     }
 
+    /// Calls that ask about the same key at the same time share one look-up.
     async fn caller(&self, asked: (KeyHash, Option<WorkspaceId>)) -> Result<Option<Caller>, Error> {
-        if let Some(caller) = self.callers.get(&asked).await {
-            return Ok(Some(caller));
+        let look_up = async {
+            match self.store.find_caller(asked.0, asked.1).await {
+                Ok(Some(caller)) => Ok(caller),
+                Ok(None) => Err(None),
+                Err(error) => Err(Some(error)),
+            }
+        };
+        match self.callers.try_get_with(asked, look_up).await {
+            Ok(caller) => Ok(Some(caller)),
+            Err(failed) => failed.as_ref().as_ref().map_or(Ok(None), |error| Err(error.shared())),
         }
-        let found = self.store.find_caller(asked.0, asked.1).await?;
-        if let Some(caller) = found {
-            self.callers.insert(asked, caller).await;
-        }
-        Ok(found)
     }
 
     /// Counts a request against its key's rate, and says what is left in headers.

@@ -49,6 +49,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// itself; this is for what it does not end, such as a COMMIT that waits for a replica.
 const WORK_MARGIN: Duration = Duration::from_secs(5);
 
+/// How long a statement goes on whose caller has gone. Most end by themselves in this time, and to cancel one costs a connection.
+const CANCEL_AFTER: Duration = Duration::from_millis(200);
+
 /// A connection with what is known of its other end.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -290,7 +293,10 @@ impl Store {
         let running = work_on(&mut session.connection, mode, work, &is_committing);
         let gone = async {
             match mode {
-                Mode::Read => reply.closed().await,
+                Mode::Read => {
+                    reply.closed().await;
+                    sleep(CANCEL_AFTER).await;
+                }
                 Mode::Write => std::future::pending().await,
             }
         };

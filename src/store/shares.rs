@@ -21,10 +21,13 @@ const LONG_WAIT: Duration = Duration::from_secs(60);
 /// How long a question may wait for its turn. After that, its caller is better off with an error.
 const SHORT_WAIT: Duration = Duration::from_secs(8);
 
+/// Look-ups that are not a workspace's own.
+const SERVICE_SLOTS: usize = 2;
+
 /// What a piece of work is, and for which workspace it is done.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Share {
-    /// Look-ups of keys and the like, on which every call depends. They wait for a connection alone.
+    /// Look-ups of keys and the like, on which every call depends, for whatever workspace.
     Service,
     /// Look-ups by key: checks, pages, deletions of named entries.
     LookUp(WorkspaceId),
@@ -38,12 +41,13 @@ pub(super) enum Share {
 #[derive(Debug)]
 pub(super) struct Slot {
     _of_workspace: Option<OwnedSemaphorePermit>,
-    _of_all: Option<OwnedSemaphorePermit>,
+    _of_all: OwnedSemaphorePermit,
 }
 
 /// All slots of a store.
 #[derive(Debug)]
 pub(super) struct Shares {
+    service: Arc<Semaphore>,
     look_ups: Slots,
     imports: Slots,
     scans: Slots,
@@ -51,13 +55,15 @@ pub(super) struct Shares {
 
 impl Shares {
     /// Divides this many connections, 4 at least: an eighth for scans, nearly a half for imports, the rest for
-    /// look-ups, but for one that is left to [`Share::Service`].
+    /// look-ups. [`Share::Service`] and look-ups have a little more together than there is, since both are short: a
+    /// connection is free in a moment, and all of them are used.
     pub(super) fn of(connections_max: usize) -> Self {
         let scans = (connections_max / 8).max(1);
         let imports = (connections_max / 2 - usize::from(connections_max < 8)).max(1);
-        let look_ups = connections_max.saturating_sub(scans + imports + 1).max(1);
+        let look_ups = connections_max.saturating_sub(scans + imports).max(1);
         // Look-ups are short: one free slot is a short wait. The others are long, so a workspace may have half.
         Self {
+            service: Arc::new(Semaphore::new(SERVICE_SLOTS)),
             look_ups: Slots::new(look_ups, look_ups - 1),
             imports: Slots::new(imports, imports.div_ceil(2)),
             scans: Slots::new(scans, scans.div_ceil(2)),
@@ -70,7 +76,10 @@ impl Shares {
     /// [`Error::Unavailable`] when none is free in time.
     pub(super) async fn acquire(&self, share: Share) -> Result<Slot, Error> {
         let (slots, workspace, wait) = match share {
-            Share::Service => return Ok(Slot { _of_workspace: None, _of_all: None }),
+            Share::Service => {
+                let of_all = timeout(SHORT_WAIT, self.service.clone().acquire_owned()).await.map_err(|_| busy())?;
+                return Ok(Slot { _of_workspace: None, _of_all: of_all.map_err(Error::internal)? });
+            }
             Share::LookUp(workspace) => (&self.look_ups, workspace, SHORT_WAIT),
             Share::Import(workspace) => (&self.imports, workspace, LONG_WAIT),
             Share::Scan(workspace) => (&self.scans, workspace, LONG_WAIT),
@@ -98,7 +107,7 @@ impl Slots {
         // The workspace's own first: what it has too much of waits there, and stands in nobody's way.
         let of_workspace = self.own(workspace).acquire_owned().await.map_err(Error::internal)?;
         let of_all = self.all.clone().acquire_owned().await.map_err(Error::internal)?;
-        Ok(Slot { _of_workspace: Some(of_workspace), _of_all: Some(of_all) })
+        Ok(Slot { _of_workspace: Some(of_workspace), _of_all: of_all })
     }
 
     fn own(&self, workspace: WorkspaceId) -> Arc<Semaphore> {

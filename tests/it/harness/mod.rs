@@ -66,6 +66,13 @@ pub fn scratch_dir() -> PathBuf {
     tempfile::Builder::new().prefix("dnc-test-").tempdir().unwrap().keep()
 }
 
+/// What a server logs is shown with a test that fails.
+fn log_to_test() {
+    let log = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::WARN);
+    // Done by whichever test came first.
+    let _ = log.try_init();
+}
+
 fn store(url: &str) -> Store {
     Store::new(&StoreOptions {
         url: url.to_owned(),
@@ -128,6 +135,7 @@ impl TestServer {
 
     /// `service_url` is how the service reaches the database that the test reaches by `database_url`.
     pub async fn start_through(flags: &[&str], database_url: &str, service_url: &str) -> Self {
+        log_to_test();
         let options = options(flags);
         let store = store(database_url);
         let workspace = store.create_workspace("ours").await.unwrap();
