@@ -61,6 +61,14 @@ pub struct HttpOptions {
     /// Bytes that requests may have in work at once, as they stand in memory; one workspace may use a quarter
     #[arg(long, env = "DNC_WORK_BYTES_MAX", default_value_t = 96 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(1 << 20..))]
     pub work_bytes_max: usize,
+    /// Connections of each listener; what the limit of open files allows unless set, but at most 1,024. When all are taken, a new one takes the place
+    /// of one that rests
+    #[arg(long, env = "DNC_CONNECTIONS_MAX", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub connections_max: Option<usize>,
+    /// Connections of each listener from one address (an IPv6 network of 64 bits counts as one); half of all unless set. Set it to all of them behind a
+    /// proxy
+    #[arg(long, env = "DNC_CONNECTIONS_PER_ADDRESS_MAX", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub connections_per_address_max: Option<usize>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub tls: TlsOptions,

@@ -1,4 +1,4 @@
-//! Counts a call as running until the last of its answer has been taken, which is what a drain must wait for.
+//! Ties something to the body of an answer: what a call holds is given back when the last of its answer has been taken, or the caller is gone.
 
 use std::{
     pin::Pin,
@@ -6,23 +6,22 @@ use std::{
 };
 
 use http_body::{Body, Frame, SizeHint};
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// A body that holds its call's token until it is dropped.
+/// A body that holds `T` (the token of a drain, a permit) until it is dropped.
 #[derive(Debug)]
-pub struct Running<B> {
+pub struct Running<B, T> {
     body: B,
-    _token: TaskTrackerToken,
+    _held: T,
 }
 
-impl<B> Running<B> {
-    /// `body`, as part of the call that `token` stands for.
-    pub fn new(body: B, token: TaskTrackerToken) -> Self {
-        Self { body, _token: token }
+impl<B, T> Running<B, T> {
+    /// `body`, as part of a call that holds `held`.
+    pub fn new(body: B, held: T) -> Self {
+        Self { body, _held: held }
     }
 }
 
-impl<B: Body + Unpin> Body for Running<B> {
+impl<B: Body + Unpin, T: Unpin> Body for Running<B, T> {
     type Data = B::Data;
     type Error = B::Error;
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 
-use super::{admin::issue_key, serve::until_signalled};
+use super::{admin::issue_key, serve::Signals};
 use crate::{
     config::ServerOptions,
     domain::{ApiKey, UserId, WorkspaceId},
@@ -44,12 +44,13 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let data_dir = &options.data_dir;
     fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}; choose another --data-dir", data_dir.display()))?;
     let _lock = lock(data_dir)?;
-    let mut postgres = PrivatePostgres::start(postgres::Options {
+    let signals = Signals::listen()?;
+    let start = PrivatePostgres::start(postgres::Options {
         dir: data_dir.join("postgres"),
         is_ephemeral: false,
         connections_max: options.server.database.database_connections_max + 20,
-    })
-    .await?;
+    });
+    let mut postgres = signals.unless_signalled(start).await?;
     postgres.create_database("dnc", "template0").await?;
     let database_url = postgres.url("dnc");
     let store = server::store(&database_url, &options.server.database)?;
@@ -58,10 +59,10 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let bound = Bound::service(store.clone(), &options.server).await?;
     announce(&bound, &tenant, &database_url, options.server.http.tls.tls_cert.as_deref())?;
     let ended = tokio::select! {
-        ended = until_signalled(bound) => ended,
+        ended = signals.serve(bound) => ended,
         failed = keep_running(&mut postgres) => failed,
     };
-    store.close().await;
+    signals.close(&store).await;
     ended
 }
 

@@ -1,5 +1,7 @@
 //! `dnc serve` and `dnc gateway`, and the signals that end every server.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use clap::{Args, builder::FalseyValueParser};
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,7 +14,13 @@ use crate::{
     config::{DatabaseUrl, HttpOptions, ServerOptions},
     gateway::Upstream,
     server::{self, Bound, Ended},
+    store::Store,
 };
+
+/// How long the process may take to end by itself after the second signal.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+
+const STORE_CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Args, Debug)]
 pub(super) struct ServeOptions {
@@ -39,25 +47,30 @@ pub(super) struct GatewayOptions {
 
 pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     admin::require_postgres_url(&options.database.database_url)?;
+    let signals = Signals::listen()?;
     let store = server::store(&options.database.database_url, &options.server.database)?;
-    admin::require_reachable(&store).await?;
-    if options.migrate {
-        store.migrate().await?;
-    }
-    admin::require_migrated(&store).await?;
+    let prepare = async {
+        admin::require_reachable(&store).await?;
+        if options.migrate {
+            store.migrate().await?;
+        }
+        admin::require_migrated(&store).await
+    };
+    signals.unless_signalled(prepare).await?;
     let bound = Bound::service(store.clone(), &options.server).await?;
     tracing::info!(http = bound.http_url(), grpc = bound.grpc_url(), "serving");
-    let ended = until_signalled(bound).await;
-    store.close().await;
+    let ended = signals.serve(bound).await;
+    signals.close(&store).await;
     ended
 }
 
 pub(super) async fn gateway(options: GatewayOptions) -> anyhow::Result<()> {
-    let channel = dial("--upstream", &options.upstream, options.upstream_ca.as_deref())?;
-    let bound = Bound::gateway(Upstream::Elsewhere(channel.clone()), &options.http).await?;
+    let signals = Signals::listen()?;
+    let endpoint = endpoint("--upstream", &options.upstream, options.upstream_ca.as_deref())?;
+    let bound = Bound::gateway(Upstream::elsewhere(endpoint.clone()), &options.http).await?;
     tracing::info!(http = bound.http_url(), upstream = options.upstream, "serving");
-    tokio::spawn(warn_unless_reachable(channel, options.upstream));
-    until_signalled(bound).await
+    tokio::spawn(warn_unless_reachable(endpoint.connect_lazy(), options.upstream));
+    signals.serve(bound).await
 }
 
 /// Asks the upstream once whether it is there. It may come later, so the gateway serves all the
@@ -74,14 +87,17 @@ async fn warn_unless_reachable(channel: Channel, url: String) {
 
 /// A connection to a gRPC server, which is made when it is first needed. `flag` names the URL in an error.
 pub(super) fn dial(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Result<Channel> {
+    let endpoint = endpoint(flag, url, ca)?.initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
+    Ok(endpoint.connect_lazy())
+}
+
+fn endpoint(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Result<Endpoint> {
     let mut endpoint = Endpoint::from_shared(url.to_owned())
         .ok()
         .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")) && endpoint.uri().host().is_some())
         .with_context(|| format!("{flag} {url:?} is not a URL such as http://127.0.0.1:50051"))?
-        .connect_timeout(std::time::Duration::from_secs(5))
-        .http2_keep_alive_interval(std::time::Duration::from_secs(30))
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(8 << 20);
+        .connect_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(Duration::from_secs(30));
     if endpoint.uri().scheme_str() == Some("https") {
         let mut tls = ClientTlsConfig::new();
         if let Some(path) = ca {
@@ -96,25 +112,63 @@ pub(super) fn dial(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyho
             .or_else(|_| endpoint.tls_config(tls))
             .with_context(|| format!("{flag}-ca cannot be used"))?;
     }
-    Ok(endpoint.connect_lazy())
+    Ok(endpoint)
 }
 
-/// Serves until SIGTERM or Ctrl-C, then drains; a second signal stops at once.
-pub(super) async fn until_signalled(bound: Bound) -> anyhow::Result<()> {
-    let (first, second) = (CancellationToken::new(), CancellationToken::new());
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (on_first, on_second) = (first.clone(), second.clone());
-    tokio::spawn(async move {
-        for token in [on_first, on_second] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            token.cancel();
+/// SIGTERM and Ctrl-C: the first ends a server in order, the second ends the process within a second, whatever hangs.
+pub(super) struct Signals {
+    first: CancellationToken,
+    second: CancellationToken,
+}
+
+impl Signals {
+    /// Listens from now on, on a thread of its own: every other thread may hang.
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let (first, second) = (CancellationToken::new(), CancellationToken::new());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (mut terminate, mut interrupt) = {
+            let _in_runtime = runtime.enter();
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+        };
+        let tokens = [first.clone(), second.clone()];
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            runtime.block_on(async move {
+                for token in tokens {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                    token.cancel();
+                }
+                tokio::time::sleep(LAST_WORDS_TIMEOUT).await;
+                std::process::exit(1)
+            })
+        })?;
+        Ok(Self { first, second })
+    }
+
+    /// Prepares what will be served, unless a signal comes first.
+    pub(super) async fn unless_signalled<T>(&self, prepare: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        tokio::select! {
+            prepared = prepare => prepared,
+            () = self.first.cancelled() => bail!("stopped by a signal before it was ready to serve"),
         }
-    });
-    match bound.run(first.cancelled_owned(), second.cancelled_owned()).await? {
-        Ended::Drained => Ok(()),
-        Ended::CutOff => bail!("stopped before every running call was finished; imports that were cut off can be sent again"),
+    }
+
+    /// Serves until the first signal, then drains; the second one stops at once.
+    pub(super) async fn serve(&self, bound: Bound) -> anyhow::Result<()> {
+        match bound.run(self.first.cancelled(), self.second.cancelled()).await? {
+            Ended::Drained => Ok(()),
+            Ended::CutOff => bail!("stopped before every running call was finished; imports that were cut off can be sent again"),
+        }
+    }
+
+    /// Closes the connections to the database. One that no longer answers is left to the end of the process.
+    pub(super) async fn close(&self, store: &Store) {
+        tokio::select! {
+            () = store.close() => {}
+            () = tokio::time::sleep(STORE_CLOSE_TIMEOUT) => {}
+            () = self.second.cancelled() => {}
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -12,6 +12,7 @@ use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt;
 
 use super::{body::ENCODINGS, pass_back};
+use crate::telemetry;
 
 /// Who made a status, as its details say.
 const DOMAIN: &str = "dnc";
@@ -206,6 +207,20 @@ fn http_words<'a>(field: &'a str, message: &'a str) -> (&'a str, &'a str) {
         Some((_, field, words)) => (field, words.unwrap_or(message)),
         None => (field, message),
     }
+}
+
+/// The answer to a request whose head cannot be read or is too large (400, 414, 431). For whoever reads heads, since such a request never gets as far
+/// as the router.
+pub fn unreadable(status: StatusCode) -> Response {
+    let message = match status {
+        StatusCode::URI_TOO_LONG => "The request's target is too long. Send a long list of addresses in the body of a POST.",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "The request has too many headers, or they are too large. Send fewer.",
+        _ => "The request cannot be read as HTTP. Send a well-formed request.",
+    };
+    let mut response = Problem::new(status, message).into_response();
+    response.headers_mut().insert(telemetry::REQUEST_ID, telemetry::request_id(&HeaderMap::new()));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 impl From<Status> for Problem {

@@ -40,9 +40,10 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tonic_prost::ProstCodec;
 use tracing::Instrument;
 
+pub use self::error::unreadable;
 pub use self::formats::{Format, as_meant, harmless};
 pub use self::requests::type_number;
-pub use self::upstream::Upstream;
+pub use self::upstream::{UPSTREAM_CALLS_MAX, UPSTREAM_CONNECTIONS_MAX, Upstream};
 use self::{body::Octets, error::Problem, query::Query};
 use crate::{
     proto::{ExportEntriesRequest, ImportEntriesResponse, SummarizeEntriesRequest},

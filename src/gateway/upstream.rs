@@ -1,13 +1,39 @@
 //! The gRPC server behind the gateway, however it is reached.
+//!
+//! Calls to a server elsewhere share connections, and calls on one connection share its flow-control window: what nobody reads of one call stops all others
+//! once the window is full. So a connection carries no more calls than have room in its window side by side, and imports, which may wait long in the middle
+//! of their messages, have connections of their own.
 
 use std::{
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use http::{Request, Response};
-use tonic::{Status, body::Body, service::Routes, transport::Channel};
-use tower::Service;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{
+    Status,
+    body::Body,
+    service::Routes,
+    transport::{Channel, Endpoint},
+};
+use tower::{Service, ServiceExt};
+
+use crate::running::Running;
+
+/// Calls on one connection at once. The window of a connection must have room for as many windows of a stream, on both ends.
+pub const UPSTREAM_CALLS_MAX: usize = 4;
+
+/// Connections to the upstream, those for imports and those for everything else together.
+pub const UPSTREAM_CONNECTIONS_MAX: usize = 128;
+
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = UPSTREAM_CALLS_MAX as u32 * STREAM_WINDOW_BYTES;
+
+/// How long a call waits while all connections are taken.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A gRPC server, as the generated clients call it.
 #[derive(Clone, Debug)]
@@ -15,7 +41,78 @@ pub enum Upstream {
     /// The guarded service in this process, called without a socket.
     Here(Routes),
     /// A server elsewhere.
-    Elsewhere(Channel),
+    Elsewhere(Elsewhere),
+}
+
+impl Upstream {
+    /// A server elsewhere. Connections are made when they are needed.
+    pub fn elsewhere(endpoint: Endpoint) -> Self {
+        let endpoint = endpoint
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10));
+        let lane = || {
+            Arc::new(Lane {
+                endpoint: endpoint.clone(),
+                places: Arc::new(Semaphore::new(UPSTREAM_CONNECTIONS_MAX / 2 * UPSTREAM_CALLS_MAX)),
+                channels: Mutex::default(),
+            })
+        };
+        Self::Elsewhere(Elsewhere { imports: lane(), others: lane() })
+    }
+}
+
+/// The connections to a server elsewhere.
+#[derive(Clone, Debug)]
+pub struct Elsewhere {
+    imports: Arc<Lane>,
+    others: Arc<Lane>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    endpoint: Endpoint,
+    places: Arc<Semaphore>,
+    /// Each with the number of calls on it.
+    channels: Mutex<Vec<(Channel, usize)>>,
+}
+
+/// A call's place on a connection.
+#[derive(Debug)]
+struct Taken {
+    lane: Arc<Lane>,
+    index: usize,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Lane {
+    async fn call(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let place = tokio::time::timeout(PATIENCE, self.places.clone().acquire_owned())
+            .await
+            .map_err(|_| Status::unavailable("every connection to the upstream is taken"))?
+            .map_err(|_| Status::internal("the connections to the upstream are closed"))?;
+        let (channel, index) = {
+            let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+            let least_busy = (0..channels.len()).min_by_key(|index| channels[*index].1);
+            let index = least_busy.filter(|index| channels[*index].1 < UPSTREAM_CALLS_MAX).unwrap_or_else(|| {
+                channels.push((self.endpoint.connect_lazy(), 0));
+                channels.len() - 1
+            });
+            channels[index].1 += 1;
+            (channels[index].0.clone(), index)
+        };
+        let taken = Taken { lane: self, index, _place: place };
+        let response = channel.oneshot(request).await.map_err(|error| Status::from_error(error.into()))?;
+        // The call is on its connection until the last of its answer has been taken.
+        Ok(response.map(|body| Body::new(Running::new(body, taken))))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.lane.channels.lock().unwrap_or_else(PoisonError::into_inner)[self.index].1 -= 1;
+    }
 }
 
 impl Service<Request<Body>> for Upstream {
@@ -26,7 +123,7 @@ impl Service<Request<Body>> for Upstream {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
         match self {
             Self::Here(routes) => Service::<Request<Body>>::poll_ready(routes, cx).map_err(|never| match never {}),
-            Self::Elsewhere(channel) => channel.poll_ready(cx).map_err(|error| Status::from_error(error.into())),
+            Self::Elsewhere(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -36,9 +133,9 @@ impl Service<Request<Body>> for Upstream {
                 let answer = routes.call(request);
                 Box::pin(async move { answer.await.map_err(|never| match never {}) })
             }
-            Self::Elsewhere(channel) => {
-                let answer = channel.call(request);
-                Box::pin(async move { answer.await.map_err(|error| Status::from_error(error.into())) })
+            Self::Elsewhere(Elsewhere { imports, others }) => {
+                let lane = if request.uri().path().ends_with("/ImportEntries") { imports } else { others };
+                Box::pin(lane.clone().call(request))
             }
         }
     }

@@ -1,9 +1,13 @@
-//! `grpc.health.v1`: ready when the database answers, is migrated, and this server is not shutting down. Asked afresh each time, since a
-//! status kept from a moment ago is the one thing that a health check must not be.
+//! `grpc.health.v1`: ready when the database answers, is migrated, and this server is not shutting down. Needs no key, so the database is looked at once
+//! a second at most, however many ask: everyone who asks within that second is told what the one look found.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, server::NamedService};
 use tonic_health::pb::{
@@ -16,25 +20,40 @@ use super::{DncService, status};
 use crate::{domain::Error, proto::dnc_service_server::DncServiceServer, store::Store};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a look at the database is good for, and how often watchers take one.
+const LOOK_TTL: Duration = Duration::from_secs(1);
 
 /// The health service over this store; not serving once `draining` is cancelled.
 pub fn service(store: Store, draining: CancellationToken) -> HealthServer<impl Health> {
-    HealthServer::new(Probe { store, draining })
+    HealthServer::new(Probe { store, draining, last: Arc::default() })
 }
 
 #[derive(Clone)]
 struct Probe {
     store: Store,
     draining: CancellationToken,
+    /// When the database was last looked at, and whether it was ready. Locked while somebody looks, so that all others wait for that look.
+    last: Arc<Mutex<Option<(Instant, bool)>>>,
 }
 
 impl Probe {
     async fn status(&self) -> ServingStatus {
-        let probe = tokio::time::timeout(ANSWER_TIMEOUT, self.store.pending_migrations());
-        let is_ready = !self.draining.is_cancelled() && matches!(probe.await, Ok(Ok(0)));
+        let is_ready = !self.draining.is_cancelled() && self.is_ready().await;
         // A drain that began while the database answered counts too.
         if is_ready && !self.draining.is_cancelled() { ServingStatus::Serving } else { ServingStatus::NotServing }
+    }
+
+    async fn is_ready(&self) -> bool {
+        let mut last = self.last.lock().await;
+        if let Some((at, is_ready)) = *last
+            && at.elapsed() < LOOK_TTL
+        {
+            return is_ready;
+        }
+        let is_ready = matches!(timeout(ANSWER_TIMEOUT, self.store.pending_migrations()).await, Ok(Ok(0)));
+        *last = Some((Instant::now(), is_ready));
+        is_ready
     }
 }
 
@@ -75,7 +94,7 @@ impl Health for Probe {
                     return Some((Ok(response(now)), (probe, Some(now))));
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(WATCH_INTERVAL) => {}
+                    () = tokio::time::sleep(LOOK_TTL) => {}
                     () = probe.draining.cancelled() => {}
                 }
             }

@@ -15,7 +15,8 @@ mod status;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::BoxStream};
-use tonic::{Request, Response, Status, Streaming};
+use http::HeaderMap;
+use tonic::{Code, Request, Response, Status, Streaming, body::Body};
 
 use self::auth::{Authenticator, Principal};
 use crate::{
@@ -104,6 +105,19 @@ impl dnc_service_server::DncService for DncService {
     ) -> Result<Response<SummarizeEntriesResponse>, Status> {
         answer(list::summarize(&self.store, &principal(&request)?).await)
     }
+}
+
+/// Our answer in place of tonic's own to a method or a service that there is not, told by the head of that answer.
+pub fn unimplemented(head: &HeaderMap) -> Option<http::Response<Body>> {
+    let status = Status::from_header_map(head)?;
+    (status.code() == Code::Unimplemented && status.details().is_empty())
+        .then(|| status::from_error(Error::Unimplemented).into_http())
+}
+
+/// Refuses a call that needs no key, because too many of them are open.
+pub fn too_many_open_calls() -> http::Response<Body> {
+    let message = "Too many calls without a key are open. Send the request again later.";
+    status::from_error(Error::Unavailable { message, source: None }).into_http()
 }
 
 fn answer<T>(outcome: Result<T, Error>) -> Result<Response<T>, Status> {

@@ -1,12 +1,17 @@
 //! The end of a server: running imports finish, new calls are told to go elsewhere, a second signal cuts everything off.
 
-use dnc::server::Ended;
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use dnc::{proto::dnc_service_client::DncServiceClient, server::Ended};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     address_book::{numbered, request},
-    harness::{TestServer, http_client, until, with_key},
+    harness::{Flow, Proxy, TestServer, http_client, process::Process, until, with_key},
 };
 
 #[tokio::test]
@@ -50,4 +55,49 @@ async fn a_second_signal_stops_at_once() {
     server.stop_now();
     assert_eq!(server.ended().await, Ended::CutOff);
     running.abort();
+}
+
+fn serve(database_url: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
+    command.args(["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--log-format", "json"]);
+    command.env("DATABASE_URL", database_url).stderr(Stdio::piped());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_the_process_whatever_hangs() {
+    let server = TestServer::start().await;
+    let link = Proxy::to(&server.database_url).await;
+    let mut process = Process::serving(&mut serve(&link.url(&server.database_url)));
+    let channel = tonic::transport::Channel::from_shared(process.grpc_url.clone()).unwrap().connect().await.unwrap();
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
+    let running = tokio::spawn(async move { DncServiceClient::new(channel).import_entries(call).await });
+    send.send(request(numbered(0..20_001).collect())).await.unwrap();
+    until("the import runs", || async { server.count().await == 20_000 }).await;
+    link.all(Flow::Stall);
+    let get = || http_client().get(format!("{}/nothing", process.http_url)).send();
+    process.signal("-TERM");
+    until("it drains", || async { get().await.is_ok_and(|answer| answer.status() == 503) }).await;
+    process.signal("-INT");
+    let since = Instant::now();
+    until("the process ends", || std::future::ready(process.try_wait().is_some())).await;
+    assert!(since.elapsed() < Duration::from_secs(2), "took {:?}", since.elapsed());
+    assert_eq!(process.try_wait().unwrap().code(), Some(1));
+    assert!(running.await.unwrap().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_a_start_that_waits_for_its_database() {
+    let server = TestServer::start().await;
+    let link = Proxy::to(&server.database_url).await;
+    link.all(Flow::Stall);
+    let connections = link.made();
+    let mut process = Process::starting(&mut serve(&link.url(&server.database_url)));
+    until("it asks the database", || std::future::ready(link.made() > connections)).await;
+    process.signal("-TERM");
+    let since = Instant::now();
+    until("the process ends", || std::future::ready(process.try_wait().is_some())).await;
+    assert!(since.elapsed() < Duration::from_secs(2), "took {:?}", since.elapsed());
+    assert_eq!(process.try_wait().unwrap().code(), Some(1));
 }

@@ -264,8 +264,8 @@ async fn without_its_database_the_service_says_so_and_recovers() {
 #[tokio::test]
 async fn a_gateway_alone_serves_a_service_elsewhere() {
     let server = TestServer::start().await;
-    let channel = tonic::transport::Endpoint::from_shared(server.grpc_url.clone()).unwrap().connect_lazy();
-    let bound = Bound::gateway(Upstream::Elsewhere(channel), &options(&[]).http).await.unwrap();
+    let channel = tonic::transport::Endpoint::from_shared(server.grpc_url.clone()).unwrap();
+    let bound = Bound::gateway(Upstream::elsewhere(channel), &options(&[]).http).await.unwrap();
     let url = bound.http_url();
     let stop = CancellationToken::new();
     tokio::spawn(bound.run(stop.clone().cancelled_owned(), std::future::pending()));

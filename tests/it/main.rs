@@ -7,6 +7,7 @@ mod harness;
 
 mod auth;
 mod cli;
+mod connections;
 mod crash;
 mod drain;
 mod faults;

@@ -1,5 +1,6 @@
 //! One PostgreSQL for the run, a database of its own for every test, and a running service in front of it.
 
+pub mod process;
 mod proxy;
 
 use std::{ffi::OsString, path::PathBuf, sync::OnceLock, time::Duration};

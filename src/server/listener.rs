@@ -1,0 +1,359 @@
+//! One listener: accepts, finds a place, and serves each connection with a deadline for each of its phases. Not axum-server and tonic's own server, which
+//! wait for ever in most of these phases, have no limit of connections, and would need two sets of rules.
+//!
+//! | phase | ends after |
+//! |---|---|
+//! | TLS handshake | 10 s |
+//! | until the first call, and after calls that were not let in | 30 s without a call |
+//! | after a call that was let in | 75 s without a call over HTTP/1, 5 minutes over HTTP/2 |
+//! | a peer over HTTP/2 that answers no ping | 50 s |
+//! | a peer that takes nothing of what is written to it | 2 minutes |
+
+use std::{
+    convert::Infallible,
+    net::{SocketAddr, TcpListener},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode, Version},
+    response::Response,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::{AbortOnDropHandle, TaskTracker},
+};
+use tower::ServiceExt;
+
+use super::{
+    connections::{Activity, Call, Connections, Place},
+    wire::Wire,
+};
+use crate::{gateway, running::Running};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(30);
+const HTTP1_REST_TIMEOUT: Duration = Duration::from_secs(75);
+const HTTP2_REST_TIMEOUT: Duration = Duration::from_secs(300);
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection that was told to close may take.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long accepting rests when the process or the system has no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that may wait for their end beyond the limit, having made room for others.
+const DISPLACED_MAX: usize = 32;
+
+/// Larger than HTTP/2's default, which throttles a fast stream. Streams of a connection share its window, so that four which nobody reads stop it; see
+/// [`gateway::UPSTREAM_CALLS_MAX`].
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = gateway::UPSTREAM_CALLS_MAX as u32 * STREAM_WINDOW_BYTES;
+
+/// The largest frame that a client may send; eight times HTTP/2's default, since each one has its price.
+const FRAME_BYTES: u32 = 128 << 10;
+
+const STREAMS_MAX: u32 = 128;
+
+/// The longest target of a request, and the largest head with it.
+const TARGET_BYTES_MAX: usize = 16 << 10;
+const HEAD_BYTES_MAX: usize = 32 << 10;
+
+/// What hyper reads of a head. More than is allowed, so that nearly all that is too large is answered like any other request.
+const BUFFER_BYTES: usize = 128 << 10;
+
+/// What is spoken on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// HTTP/1 and HTTP/2.
+    Http,
+    /// HTTP/2 alone.
+    Grpc,
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub(super) struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<Tls>,
+    server: Server,
+}
+
+#[derive(Clone)]
+struct Tls(TlsAcceptor);
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+/// What all connections of a listener share.
+#[derive(Clone, Debug)]
+struct Server {
+    protocol: Protocol,
+    router: Router,
+    builder: auto::Builder<TokioExecutor>,
+    connections: Arc<Connections>,
+    /// Bounds the descriptors of the listener, those on their way out included.
+    sockets: Arc<Semaphore>,
+    /// Connections close when no call is in work on them.
+    closing: CancellationToken,
+    /// Connections end at once.
+    gone: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// A listener that is served; its connections end at once when this is dropped.
+#[derive(Debug)]
+pub(super) struct Serving {
+    accepting: AbortOnDropHandle<anyhow::Result<Infallible>>,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+    _gone: DropGuard,
+}
+
+/// True for the paths of calls that need a key.
+pub(super) fn needs_key(path: &str) -> bool {
+    path.starts_with("/v1/") || path.starts_with("/dnc.v1.")
+}
+
+impl Listener {
+    pub(super) fn bind(
+        protocol: Protocol,
+        address: SocketAddr,
+        router: Router,
+        tls: Option<&(Vec<u8>, Vec<u8>)>,
+        connections: Arc<Connections>,
+    ) -> anyhow::Result<Self> {
+        let (name, flag) = match protocol {
+            Protocol::Http => ("HTTP", "--http-addr"),
+            Protocol::Grpc => ("gRPC", "--grpc-addr"),
+        };
+        let listener =
+            TcpListener::bind(address).with_context(|| format!("cannot listen for {name} on {address}; choose another {flag}"))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let tls = match tls {
+            Some((cert, key)) => Some(acceptor(protocol, cert, key).context("the TLS certificate or key cannot be used")?),
+            None => None,
+        };
+        let server = Server {
+            protocol,
+            router,
+            builder: builder(protocol),
+            sockets: Arc::new(Semaphore::new(connections.max() + DISPLACED_MAX)),
+            connections,
+            closing: CancellationToken::new(),
+            gone: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        Ok(Self { listener, address, tls, server })
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.address)
+    }
+
+    pub(super) fn serve(self) -> Serving {
+        let Server { closing, gone, tasks, .. } = self.server.clone();
+        let accepting = AbortOnDropHandle::new(tokio::spawn(self.accept()));
+        Serving { accepting, closing, tasks, _gone: gone.drop_guard() }
+    }
+
+    async fn accept(self) -> anyhow::Result<Infallible> {
+        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        let mut is_out_of_files = false;
+        loop {
+            let socket = self.server.sockets.clone().acquire_owned().await?;
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) if is_of_one_connection(&error) => continue,
+                Err(error) => {
+                    if !std::mem::replace(&mut is_out_of_files, true) {
+                        tracing::error!(%error, "connections cannot be accepted; trying again until they can");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            is_out_of_files = false;
+            // Without a place it is closed at once.
+            let Some(place) = self.server.connections.place(peer.ip()) else { continue };
+            let (server, tls) = (self.server.clone(), self.tls.clone());
+            self.server.tasks.spawn(async move {
+                tokio::select! {
+                    () = server.gone.cancelled() => {}
+                    () = place.activity.displaced() => {}
+                    () = server.clone().connection(stream, tls, &place) => {}
+                }
+                drop((place, socket));
+            });
+        }
+    }
+}
+
+/// An error that says something about one connection alone.
+fn is_of_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+fn acceptor(protocol: Protocol, cert: &[u8], key: &[u8]) -> anyhow::Result<Tls> {
+    let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(key)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = match protocol {
+        Protocol::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        Protocol::Grpc => vec![b"h2".to_vec()],
+    };
+    Ok(Tls(TlsAcceptor::from(Arc::new(config))))
+}
+
+fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HTTP1_REST_TIMEOUT).max_buf_size(BUFFER_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(BUFFER_BYTES as u32);
+    match protocol {
+        Protocol::Http => builder,
+        Protocol::Grpc => builder.http2_only(),
+    }
+}
+
+impl Server {
+    async fn connection(self, stream: TcpStream, tls: Option<Tls>, place: &Place) {
+        // Without it small answers wait for the peer's acknowledgement of what came before.
+        let _ = stream.set_nodelay(true);
+        match tls {
+            None => self.speak(stream, place).await,
+            Some(Tls(tls)) => {
+                let closing = self.closing.clone();
+                tokio::select! {
+                    () = closing.cancelled() => {}
+                    handshake = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)) => {
+                        if let Ok(Ok(stream)) = handshake {
+                            self.speak(stream, place).await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn speak(self, io: impl AsyncRead + AsyncWrite + Unpin + 'static, place: &Place) {
+        let activity = &place.activity;
+        let is_http2 = Arc::new(AtomicBool::new(self.protocol == Protocol::Grpc));
+        let service = {
+            let (router, activity, is_http2) = (self.router.clone(), activity.clone(), is_http2.clone());
+            tower::service_fn(move |request: Request<hyper::body::Incoming>| {
+                is_http2.store(request.version() == Version::HTTP_2, Ordering::Relaxed);
+                answer(router.clone(), activity.clone(), request.map(Body::new))
+            })
+        };
+        let io = TokioIo::new(Wire::new(io, activity.clone()));
+        let mut connection = pin!(self.builder.serve_connection(io, TowerToHyperService::new(service)));
+        let rest_timeout = || match (activity.is_known(), is_http2.load(Ordering::Relaxed)) {
+            (false, _) => STRANGER_TIMEOUT,
+            (true, false) => HTTP1_REST_TIMEOUT,
+            (true, true) => HTTP2_REST_TIMEOUT,
+        };
+        loop {
+            let rests_too_long_at = if activity.has_calls() { Instant::now() } else { activity.rested_at() } + rest_timeout();
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = self.closing.cancelled() => break,
+                () = tokio::time::sleep_until(rests_too_long_at) => {
+                    if !activity.has_calls() && activity.rested_at() + rest_timeout() <= Instant::now() {
+                        break;
+                    }
+                }
+            }
+        }
+        connection.as_mut().graceful_shutdown();
+        while timeout(GOODBYE_TIMEOUT, connection.as_mut()).await.is_err() && activity.has_calls() {}
+    }
+}
+
+async fn answer(router: Router, activity: Arc<Activity>, request: Request<Body>) -> Result<Response, Infallible> {
+    let is_guarded = needs_key(request.uri().path());
+    let mut call = Call::begin(activity.clone(), is_guarded);
+    let response = match too_large(&request) {
+        Some(status) => gateway::unreadable(status),
+        None => router.oneshot(request).await?,
+    };
+    // gRPC says a refusal in the head, and a success at the end.
+    if is_guarded && response.status().is_success() && !response.headers().contains_key("grpc-status") {
+        activity.let_in();
+    } else {
+        call.refused();
+    }
+    Ok(response.map(|body| Body::new(Running::new(body, call))))
+}
+
+fn too_large(request: &Request<Body>) -> Option<StatusCode> {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    if target > TARGET_BYTES_MAX {
+        Some(StatusCode::URI_TOO_LONG)
+    } else if fields.sum::<usize>() > HEAD_BYTES_MAX - TARGET_BYTES_MAX {
+        Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+    } else {
+        None
+    }
+}
+
+impl Serving {
+    /// Waits for ever, unless accepting ends by itself.
+    pub(super) async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.accepting).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(never)) => match never {},
+            Err(panicked) => panicked.into(),
+        }
+    }
+
+    /// Accepts no more, and closes connections as their calls end; those that take longer than this are cut off.
+    pub(super) async fn close(self, within: Duration) {
+        self.accepting.abort();
+        self.closing.cancel();
+        self.tasks.close();
+        let _ = timeout(within, self.tasks.wait()).await;
+    }
+}

@@ -1,0 +1,233 @@
+//! Puts the rooms together: bind, run, drain.
+//!
+//! Binding comes first and alone, so that whoever starts a server knows its addresses before the first request. Draining: new calls
+//! are refused as unavailable and health says so, calls that run are waited for, then the HTTP side closes, then gRPC.
+//!
+//! Both sides are routers of axum, and both are served by the same loop ([`listener`]): what limits connections is written once.
+
+mod connections;
+mod listener;
+mod wire;
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::{
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use rustix::process::{Resource, getrlimit};
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+
+use self::{
+    connections::Connections,
+    listener::{Listener, Protocol},
+};
+use crate::{
+    config::{DatabaseLimits, HttpOptions, ServerOptions, TlsOptions},
+    gateway::{self, Upstream},
+    grpc::{
+        self, DncService, ImportLimits,
+        auth::{Authenticator, Guard},
+        health,
+    },
+    proto::{self, dnc_service_server::DncServiceServer},
+    running::Running,
+    store::{Store, StoreOptions},
+};
+
+/// How long connections may take to close once no call runs on them any more.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Open files that are left for everything but connections and the database: logs, certificates, and connections that just make room for others.
+const FILES_SPARE: u64 = 128;
+
+/// Connections of one listener unless set otherwise. A connection may take some 100 KiB, so that these stay within the memory a server should take.
+const CONNECTIONS_MAX: u64 = 1_024;
+
+/// Calls in work that need no key: health's watchers, and reflection.
+const OPEN_CALLS_MAX: usize = 10_000;
+
+/// The store as a server uses it.
+///
+/// # Errors
+/// When the URL cannot be read.
+pub fn store(database_url: &str, limits: &DatabaseLimits) -> Result<Store, crate::domain::Error> {
+    Store::new(&StoreOptions {
+        url: database_url.to_owned(),
+        connections_max: limits.database_connections_max,
+        connect_timeout: Duration::from_secs(limits.database_connect_timeout_secs),
+        statement_timeout: Duration::from_secs(limits.database_statement_timeout_secs),
+    })
+}
+
+/// Listeners that are bound and not yet served.
+#[derive(Debug)]
+pub struct Bound {
+    http: Listener,
+    grpc: Option<Listener>,
+    draining: CancellationToken,
+    calls: TaskTracker,
+    drain_timeout: Duration,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Every call was finished.
+    Drained,
+    /// Calls were cut off: by a second signal, or because they took longer than the drain may.
+    CutOff,
+}
+
+impl Bound {
+    /// Binds the service with both listeners.
+    ///
+    /// # Errors
+    /// When an address is taken, or TLS is set up wrongly.
+    pub async fn service(store: Store, options: &ServerOptions) -> anyhow::Result<Self> {
+        let draining = CancellationToken::new();
+        let calls = TaskTracker::new();
+        let auth = Arc::new(Authenticator::new(store.clone(), options.requests_per_sec_max));
+        let limits = ImportLimits {
+            batch_entries_max: options.batch_entries_max as usize,
+            batches_in_flight_max: options.batches_in_flight_max.into(),
+            idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),
+        };
+        let service = DncServiceServer::new(DncService::new(store.clone(), auth.clone(), limits))
+            .max_decoding_message_size(grpc::MESSAGE_BYTES_MAX);
+        let guarded = Guard::new(service, auth, draining.clone(), calls.clone());
+        let callable = Routes::new(guarded).add_service(health::service(store, draining.clone())).prepare();
+        // The gateway is handed the guarded service itself; reflection is for clients on the network.
+        let upstream = Upstream::Here(callable.clone());
+        let routes = callable.add_service(reflection_v1()?).add_service(reflection_v1alpha()?);
+        let open_calls = Arc::new(Semaphore::new(OPEN_CALLS_MAX));
+        let routes = (routes.into_axum_router())
+            .layer(middleware::from_fn_with_state(open_calls, bound_open_calls))
+            .layer(middleware::map_response(async |response: Response| {
+                grpc::unimplemented(response.headers()).map_or(response, IntoResponse::into_response)
+            }))
+            .with_state(());
+
+        let tls = tls_files(&options.http.tls)?;
+        let places = || places(&options.http, 2, options.database.database_connections_max.into());
+        let grpc = Listener::bind(Protocol::Grpc, options.grpc_addr, routes, tls.as_ref(), places())?;
+        let router = gateway::router(upstream, options.http.json_body_bytes_max, calls.clone(), draining.clone());
+        let http = Listener::bind(Protocol::Http, options.http.http_addr, router, tls.as_ref(), places())?;
+        Ok(Self { http, grpc: Some(grpc), draining, calls, drain_timeout: Duration::from_secs(options.http.drain_timeout_secs) })
+    }
+
+    /// Binds the HTTP side alone, in front of a service elsewhere.
+    ///
+    /// # Errors
+    /// When the address is taken, or TLS is set up wrongly.
+    pub async fn gateway(upstream: Upstream, options: &HttpOptions) -> anyhow::Result<Self> {
+        let draining = CancellationToken::new();
+        let calls = TaskTracker::new();
+        let router = gateway::router(upstream, options.json_body_bytes_max, calls.clone(), draining.clone());
+        let places = places(options, 1, gateway::UPSTREAM_CONNECTIONS_MAX as u64);
+        let http = Listener::bind(Protocol::Http, options.http_addr, router, tls_files(&options.tls)?.as_ref(), places)?;
+        Ok(Self { http, grpc: None, draining, calls, drain_timeout: Duration::from_secs(options.drain_timeout_secs) })
+    }
+
+    /// Where HTTP is served, as a URL.
+    pub fn http_url(&self) -> String {
+        self.http.url()
+    }
+
+    /// Where gRPC is served, as a URL; empty when it is not.
+    pub fn grpc_url(&self) -> String {
+        self.grpc.as_ref().map(Listener::url).unwrap_or_default()
+    }
+
+    /// Serves until `stop`, then drains until every call is finished, the drain's time is over, or `stop_now`.
+    ///
+    /// # Errors
+    /// When a listener fails.
+    pub async fn run(self, stop: impl Future<Output = ()>, stop_now: impl Future<Output = ()>) -> anyhow::Result<Ended> {
+        let mut http = self.http.serve();
+        let mut grpc = self.grpc.map(Listener::serve);
+        let grpc_failed = async {
+            match grpc.as_mut() {
+                Some(grpc) => grpc.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop => {}
+            failed = http.failed() => return Err(failed),
+            failed = grpc_failed => return Err(failed),
+        }
+        tracing::info!(running = self.calls.len(), "draining");
+        self.draining.cancel();
+        self.calls.close();
+        tokio::pin!(stop_now);
+        let ended = tokio::select! {
+            () = self.calls.wait() => Ended::Drained,
+            () = tokio::time::sleep(self.drain_timeout) => Ended::CutOff,
+            () = &mut stop_now => Ended::CutOff,
+        };
+        if ended == Ended::Drained {
+            let close = async {
+                http.close(CLOSE_TIMEOUT).await;
+                if let Some(grpc) = grpc {
+                    grpc.close(CLOSE_TIMEOUT).await;
+                }
+            };
+            // Every call is finished; a second signal has nothing to cut off but the good-byes.
+            tokio::select! {
+                () = close => {}
+                () = stop_now => {}
+            }
+        }
+        tracing::info!(?ended, "stopped");
+        Ok(ended)
+    }
+}
+
+/// The places of one of so many listeners: what the limit of open files leaves beside this many other connections, unless it is set.
+fn places(options: &HttpOptions, listeners: u64, others: u64) -> Arc<Connections> {
+    let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let fitting = (files_max.saturating_sub(FILES_SPARE + others) / listeners).clamp(16, CONNECTIONS_MAX);
+    let max = options.connections_max.unwrap_or(fitting as usize);
+    Connections::new(max, options.connections_per_address_max.unwrap_or(max / 2).max(1))
+}
+
+/// Refuses calls that need no key when too many of them are open.
+async fn bound_open_calls(State(open_calls): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    if listener::needs_key(request.uri().path()) {
+        return next.run(request).await;
+    }
+    match open_calls.try_acquire_owned() {
+        Ok(permit) => next.run(request).await.map(|body| axum::body::Body::new(Running::new(body, permit))),
+        Err(_) => grpc::too_many_open_calls().into_response(),
+    }
+}
+
+fn reflection_v1()
+-> anyhow::Result<tonic_reflection::server::v1::ServerReflectionServer<impl tonic_reflection::server::v1::ServerReflection>> {
+    Ok(reflection().build_v1()?)
+}
+
+fn reflection_v1alpha() -> anyhow::Result<
+    tonic_reflection::server::v1alpha::ServerReflectionServer<impl tonic_reflection::server::v1alpha::ServerReflection>,
+> {
+    Ok(reflection().build_v1alpha()?)
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+fn tls_files(options: &TlsOptions) -> anyhow::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    match (&options.tls_cert, &options.tls_key) {
+        (Some(cert), Some(key)) => Ok(Some((read(cert)?, read(key)?))),
+        _ => Ok(None),
+    }
+}
