@@ -1,18 +1,9 @@
-//! Who is calling, and may they. Closed by default: one layer around the service itself (not around a listener), so that calls from
-//! the network and from the gateway in the same process pass the same door.
+//! Who is calling, and may they. Asked by the [guard](super::guard) before a call's body is read.
 //!
-//! A call that is refused here is refused before its body is read. Look-ups are kept for two seconds, which bounds how
+//! Look-ups are kept for two seconds, which bounds how
 //! long a revoked key works on any server; refusals are not kept, so a new key works at once.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    num::NonZeroU32,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{num::NonZeroU32, time::Duration};
 
 use governor::{
     Quota, RateLimiter,
@@ -20,20 +11,12 @@ use governor::{
     middleware::StateInformationMiddleware,
     state::keyed::DashMapStateStore,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body_util::BodyExt;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use moka::future::Cache;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, body::Body, server::NamedService};
-use tower::Service;
-use tracing::Instrument;
 
-use super::status;
 use crate::{
     domain::{ApiKey, Error, KeyHash, KeyId, KeyKind, WorkspaceId},
-    running::Running,
     store::{Caller, Store},
-    telemetry,
 };
 
 /// How long the answer to "may this key do this?" is used again. A revocation must be everywhere within five seconds.
@@ -41,13 +24,13 @@ const CACHE_TTL: Duration = Duration::from_secs(2);
 const CACHE_ENTRIES_MAX: u64 = 10_000;
 
 /// What a method asks of its caller.
-enum Needs {
+pub(super) enum Needs {
     /// A key that may use the workspace of the call.
     Workspace,
 }
 
 /// Every method there is. What is not in this table is refused.
-fn needs(path: &str) -> Option<Needs> {
+pub(super) fn needs(path: &str) -> Option<Needs> {
     match path {
         "/dnc.v1.DncService/ImportEntries"
         | "/dnc.v1.DncService/CheckEntries"
@@ -98,7 +81,7 @@ impl Authenticator {
         }
     }
 
-    async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
+    pub(super) async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
         let key = key_of(headers)?;
         let mut values = headers.get_all("x-workspace-id").iter();
         let asked_for = values.next();
@@ -157,7 +140,7 @@ impl Authenticator {
     }
 
     /// Counts a request against its key's rate, and says what is left in headers.
-    fn admit(&self, key: KeyId) -> (Result<(), Error>, Vec<(HeaderName, HeaderValue)>) {
+    pub(super) fn admit(&self, key: KeyId) -> (Result<(), Error>, Vec<(HeaderName, HeaderValue)>) {
         let Some(limiter) = &self.limiter else { return (Ok(()), Vec::new()) };
         let (verdict, remaining, reset_secs) = match limiter.check_key(&key) {
             Ok(state) => (Ok(()), state.remaining_burst_capacity(), 1),
@@ -209,108 +192,4 @@ fn key_of(headers: &HeaderMap) -> Result<ApiKey, Error> {
         return Err(MALFORMED_KEY);
     }
     ApiKey::parse(text).ok_or(UNKNOWN_KEY)
-}
-
-/// tonic takes a request that its caller cancels for one that has come to its end. An import that was broken off is no whole one.
-fn as_broken(status: Status) -> Status {
-    if status.code() == tonic::Code::Cancelled { Status::aborted("the caller broke the call off") } else { status }
-}
-
-/// The door around a service.
-#[derive(Clone, Debug)]
-pub struct Guard<S> {
-    inner: S,
-    auth: Arc<Authenticator>,
-    draining: CancellationToken,
-    calls: TaskTracker,
-}
-
-impl<S> Guard<S> {
-    /// Guards `inner`. Once `draining` is cancelled every new call is refused as unavailable; `calls` counts those that run.
-    pub fn new(inner: S, auth: Arc<Authenticator>, draining: CancellationToken, calls: TaskTracker) -> Self {
-        Self { inner, auth, draining, calls }
-    }
-}
-
-impl<S: NamedService> NamedService for Guard<S> {
-    const NAME: &'static str = S::NAME;
-}
-
-impl<S> Service<Request<Body>> for Guard<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The clone that was made ready is the one to call.
-        let ready = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, ready);
-        let auth = self.auth.clone();
-        // Counted first: a drain that does not see this call must be seen by it.
-        let call = self.calls.token();
-        let is_draining = self.draining.is_cancelled();
-        let request_id = telemetry::request_id(request.headers());
-        let span = tracing::info_span!(
-            "rpc",
-            // What a stranger puts in place of a method may be anything.
-            method = if needs(request.uri().path()).is_some() { request.uri().path() } else { "unknown" },
-            request_id = request_id.to_str().unwrap_or_default(),
-            workspace = tracing::field::Empty,
-            key = tracing::field::Empty,
-        );
-        let started = tokio::time::Instant::now();
-        let (mut head, body) = request.into_parts();
-        let answer = async move {
-            let mut rate_headers = Vec::new();
-            let admitted = async {
-                if is_draining {
-                    return Err(Error::Unavailable {
-                        message: "This server is shutting down. Send the request again.",
-                        source: None,
-                    });
-                }
-                match needs(head.uri.path()) {
-                    None => Err(Error::Unimplemented),
-                    Some(Needs::Workspace) => {
-                        let principal = auth.authenticate(&head.headers).await?;
-                        let (verdict, headers) = auth.admit(principal.key);
-                        rate_headers = headers;
-                        verdict.map(|()| principal)
-                    }
-                }
-            };
-            let mut response = match admitted.await {
-                Ok(principal) => {
-                    let span = tracing::Span::current();
-                    span.record("workspace", tracing::field::display(principal.workspace));
-                    span.record("key", tracing::field::display(principal.key));
-                    head.extensions.insert(principal);
-                    inner.call(Request::from_parts(head, Body::new(body.map_err(as_broken)))).await?
-                }
-                Err(error) => status::from_error(error).into_http(),
-            };
-            if let Some(foreign) = Status::from_header_map(response.headers())
-                && foreign.code() != tonic::Code::Ok
-                && foreign.details().is_empty()
-            {
-                // Made by tonic, while it read the message of a unary call.
-                response = status::from_error(status::of_message(&foreign)).into_http();
-            }
-            let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
-            tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "call");
-            response.headers_mut().extend(rate_headers);
-            response.headers_mut().insert(telemetry::REQUEST_ID, request_id);
-            // The call counts as running until the last of its answer has been taken.
-            Ok(response.map(|body| Body::new(Running::new(body, call))))
-        };
-        Box::pin(answer.instrument(span))
-    }
 }

@@ -1,15 +1,17 @@
 //! The gRPC service: how the domain is asked over the wire. Only this room speaks tonic's server side.
 //!
-//! A call comes through [`auth::Guard`], which refuses it before its body is read or hands it on with a [`auth::Principal`]; its
+//! A call comes through [`guard::Guard`], which refuses it before its body is read or hands it on with a [`auth::Principal`]; its
 //! messages pass `convert` (behind which values are right by construction); errors leave through `status`.
 
 pub mod auth;
 mod check;
 mod convert;
 mod delete;
+pub mod guard;
 pub mod health;
 mod import;
 mod list;
+mod metered;
 mod status;
 
 use std::{sync::Arc, time::Duration};

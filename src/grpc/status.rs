@@ -7,6 +7,7 @@ use std::{collections::HashMap, error::Error as _, time::Duration};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::metered;
 use crate::domain::{Error, Tally};
 
 const DOMAIN: &str = "dnc";
@@ -25,8 +26,11 @@ pub(super) fn of_import(error: Error, tally: &Tally) -> Status {
     with_metadata(error, counts.map(|(name, count)| (name.to_owned(), count.to_string())).into())
 }
 
-/// Turns a status that tonic made while it read a call's messages into an error of ours.
+/// Turns a status that came instead of a call's next message, most often from tonic, into an error of ours.
 pub(super) fn of_message(status: &Status) -> Error {
+    if let Some(error) = metered::error_of(status) {
+        return error;
+    }
     match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => {
             Error::invalid("message", "A message is larger than 4 MiB. Send the entries in several messages of one stream.")

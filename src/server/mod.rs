@@ -27,13 +27,10 @@ use self::{
     listener::{Listener, Protocol},
 };
 use crate::{
+    budget::Budget,
     config::{DatabaseLimits, HttpOptions, ServerOptions, TlsOptions},
     gateway::{self, Upstream},
-    grpc::{
-        self, DncService, ImportLimits,
-        auth::{Authenticator, Guard},
-        health,
-    },
+    grpc::{self, DncService, ImportLimits, auth::Authenticator, guard::Guard, health},
     proto::{self, dnc_service_server::DncServiceServer},
     running::Running,
     store::{Store, StoreOptions},
@@ -100,10 +97,14 @@ impl Bound {
         let service = DncServiceServer::new(DncService::new(store.clone(), auth.clone(), limits))
             .max_decoding_message_size(grpc::MESSAGE_BYTES_MAX);
         let guarded = Guard::new(service, auth, draining.clone(), calls.clone());
-        let callable = Routes::new(guarded).add_service(health::service(store, draining.clone())).prepare();
+        let health = health::service(store, draining.clone());
+        let budget = Budget::new(options.http.work_bytes_max);
         // The gateway is handed the guarded service itself; reflection is for clients on the network.
-        let upstream = Upstream::Here(callable.clone());
-        let routes = callable.add_service(reflection_v1()?).add_service(reflection_v1alpha()?);
+        let upstream = Upstream::Here(Routes::new(guarded.clone()).add_service(health.clone()).prepare());
+        let routes = Routes::new(guarded.with_budget(budget))
+            .add_service(health)
+            .add_service(reflection_v1()?)
+            .add_service(reflection_v1alpha()?);
         let open_calls = Arc::new(Semaphore::new(OPEN_CALLS_MAX));
         let routes = (routes.into_axum_router())
             .layer(middleware::from_fn_with_state(open_calls, bound_open_calls))

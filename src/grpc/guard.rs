@@ -1,0 +1,173 @@
+//! The door around the service: one layer around the service itself (not around a listener), so that calls from the network and from the gateway in the same
+//! process pass the same door. Closed by default: a method that is not in the table is refused, and a call is refused before its body is read.
+//!
+//! What a call costs is decided here as well: its place in a drain, its share of the bytes in work, and the deadline that its caller set.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderMap, Request, Response};
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, body::Body, server::NamedService};
+use tower::Service;
+use tracing::Instrument;
+
+use super::{
+    auth::{self, Authenticator},
+    metered::{Metered, Work},
+    status,
+};
+use crate::{budget::Budget, domain::Error, running::Running, telemetry};
+
+/// tonic takes a request that its caller cancels for one that has come to its end. An import that was broken off is no whole one.
+fn as_broken(status: Status) -> Status {
+    if status.code() == tonic::Code::Cancelled { Status::aborted("the caller broke the call off") } else { status }
+}
+
+const TOO_LATE: &str = "The deadline that the caller set has passed.";
+
+/// The deadline that the caller set, as gRPC's protocol over HTTP/2 writes it; none if there is none, or it cannot be read.
+fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok().filter(|_| number.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3_600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// The door around a service.
+#[derive(Clone, Debug)]
+pub struct Guard<S> {
+    inner: S,
+    auth: Arc<Authenticator>,
+    draining: CancellationToken,
+    calls: TaskTracker,
+    budget: Option<Budget>,
+}
+
+impl<S> Guard<S> {
+    /// Guards `inner`. Once `draining` is cancelled every new call is refused as unavailable; `calls` counts those that run.
+    pub fn new(inner: S, auth: Arc<Authenticator>, draining: CancellationToken, calls: TaskTracker) -> Self {
+        Self { inner, auth, draining, calls, budget: None }
+    }
+
+    /// Takes what requests need in memory from this budget. For calls from the network; the gateway in this process counts its bodies itself.
+    #[must_use]
+    pub fn with_budget(self, budget: Budget) -> Self {
+        Self { budget: Some(budget), ..self }
+    }
+}
+
+impl<S: NamedService> NamedService for Guard<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Guard<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The clone that was made ready is the one to call.
+        let ready = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, ready);
+        let (auth, budget) = (self.auth.clone(), self.budget.clone());
+        // Counted first: a drain that does not see this call must be seen by it.
+        let call = self.calls.token();
+        let is_draining = self.draining.is_cancelled();
+        let request_id = telemetry::request_id(request.headers());
+        let span = tracing::info_span!(
+            "rpc",
+            // What a stranger puts in place of a method may be anything.
+            method = if auth::needs(request.uri().path()).is_some() { request.uri().path() } else { "unknown" },
+            request_id = request_id.to_str().unwrap_or_default(),
+            workspace = tracing::field::Empty,
+            key = tracing::field::Empty,
+        );
+        let started = tokio::time::Instant::now();
+        let (mut head, body) = request.into_parts();
+        let answer = async move {
+            let work = Work::default();
+            let mut rate_headers = Vec::new();
+            let admitted = async {
+                if is_draining {
+                    return Err(Error::Unavailable {
+                        message: "This server is shutting down. Send the request again.",
+                        source: None,
+                    });
+                }
+                match auth::needs(head.uri.path()) {
+                    None => Err(Error::Unimplemented),
+                    Some(auth::Needs::Workspace) => {
+                        let principal = auth.authenticate(&head.headers).await?;
+                        let (verdict, headers) = auth.admit(principal.key);
+                        rate_headers = headers;
+                        verdict.map(|()| principal)
+                    }
+                }
+            };
+            let mut response = match admitted.await {
+                Ok(principal) => {
+                    let span = tracing::Span::current();
+                    span.record("workspace", tracing::field::display(principal.workspace));
+                    span.record("key", tracing::field::display(principal.key));
+                    let body = Body::new(body.map_err(as_broken));
+                    let body = match budget {
+                        Some(budget) => {
+                            let owner = principal.workspace.0.unsigned_abs();
+                            Body::new(Metered::new(body, budget, owner, head.uri.path(), work.clone()))
+                        }
+                        None => body,
+                    };
+                    let deadline = caller_timeout(&head.headers);
+                    head.extensions.insert(principal);
+                    let answer = inner.call(Request::from_parts(head, body));
+                    match deadline {
+                        None => answer.await?,
+                        Some(deadline) => match timeout(deadline, answer).await {
+                            Ok(answer) => answer?,
+                            Err(_) => status::from_error(Error::Timeout { message: TOO_LATE, source: None }).into_http(),
+                        },
+                    }
+                }
+                Err(error) => status::from_error(error).into_http(),
+            };
+            if let Some(foreign) = Status::from_header_map(response.headers())
+                && foreign.code() != tonic::Code::Ok
+                && foreign.details().is_empty()
+            {
+                // Made by tonic, while it read the message of a unary call.
+                response = status::from_error(status::of_message(&foreign)).into_http();
+            }
+            let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
+            tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "call");
+            response.headers_mut().extend(rate_headers);
+            response.headers_mut().insert(telemetry::REQUEST_ID, request_id);
+            // The call counts as running, and its request as in work, until the last of its answer has been taken.
+            Ok(response.map(|body| Body::new(Running::new(body, (call, work)))))
+        };
+        Box::pin(answer.instrument(span))
+    }
+}

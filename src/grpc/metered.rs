@@ -1,0 +1,398 @@
+//! What a call's request may have in memory. The messages of a request are followed through gRPC's frames as they come, so that bytes are taken from the budget
+//! before a message is read, and its entries are counted before anything is made of them: a message of 4 MiB may stand for 2 million empty ones.
+//!
+//! A message holds its bytes until the next one of its stream begins; the last one, until the answer has been taken. Calls of the gateway in this
+//! process do not pass here: it has the budget for its own bodies, and makes no message of more entries than are allowed.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use http_body::Frame;
+use prost::bytes::Bytes;
+use tokio::time::{Instant, Sleep, sleep};
+use tonic::{Code, Status, body::Body};
+use tonic_types::StatusExt;
+
+use super::{MESSAGE_BYTES_MAX, status};
+use crate::{
+    budget::{Budget, Exhausted, Permit},
+    domain::Error,
+};
+
+/// How long a message may take from its first byte to its last; that of a call with a single one, from the call's beginning.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+const BUSY: &str = "Too much is in work at the moment. Send the request again later.";
+const SLOW: &str = "A message did not come to its end within 30 seconds. Send smaller messages.";
+
+/// A flag and the length of the message.
+const PREFIX_BYTES: usize = 5;
+
+/// What is known of a method's messages.
+#[derive(Clone, Copy)]
+struct Shape {
+    has_many: bool,
+    /// What the repeated field of the message is called, and how often it may be repeated.
+    field: &'static str,
+    entries_max: usize,
+    too_many: &'static str,
+    /// What an entry takes in memory beside its text, in all that is made of it.
+    entry_bytes: usize,
+    /// Bytes in memory for each byte of a usual message.
+    expansion: usize,
+}
+
+fn shape(path: &str) -> Shape {
+    let addresses = Shape {
+        has_many: false,
+        field: "emails",
+        entries_max: 10_000,
+        too_many: "At most 10000 addresses fit one call.",
+        entry_bytes: 512,
+        expansion: 24,
+    };
+    match path {
+        "/dnc.v1.DncService/ImportEntries" => Shape {
+            has_many: true,
+            field: "entries",
+            entries_max: 100_000,
+            too_many: "A message has more than 100,000 entries. Send them in several messages of one stream.",
+            entry_bytes: 256,
+            expansion: 8,
+        },
+        _ => addresses,
+    }
+}
+
+/// The bytes that a call has in work. Clones stand for the same bytes, which are given back with the last of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Work(Arc<Mutex<Option<Permit>>>);
+
+impl Work {
+    fn replace(&self, permit: Option<Permit>) -> Option<Permit> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), permit)
+    }
+}
+
+/// A request's body, no further read than the budget allows.
+pub(super) struct Metered {
+    body: Body,
+    budget: Budget,
+    owner: u64,
+    shape: Shape,
+    work: Work,
+    place: Place,
+    /// What came and is not passed on yet.
+    received: Bytes,
+    /// The end of a message that waits for more of the budget.
+    last_piece: Option<Bytes>,
+    waiting: Option<BoxFuture<'static, Result<Permit, Exhausted>>>,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Where in the sequence of messages the body is.
+enum Place {
+    Prefix {
+        bytes: [u8; PREFIX_BYTES],
+        filled: usize,
+    },
+    /// The prefix was read, and may be passed on.
+    Begun {
+        bytes: [u8; PREFIX_BYTES],
+    },
+    Message {
+        length: usize,
+        left: usize,
+        counter: Counter,
+    },
+}
+
+const BETWEEN: Place = Place::Prefix { bytes: [0; PREFIX_BYTES], filled: 0 };
+
+impl Metered {
+    pub(super) fn new(body: Body, budget: Budget, owner: u64, path: &str, work: Work) -> Self {
+        let shape = shape(path);
+        let deadline = (!shape.has_many).then(|| Box::pin(sleep(MESSAGE_TIMEOUT)));
+        Self { body, budget, owner, shape, work, place: BETWEEN, received: Bytes::new(), last_piece: None, waiting: None, deadline }
+    }
+
+    fn restart_deadline(&mut self) {
+        match &mut self.deadline {
+            Some(deadline) => deadline.as_mut().reset(Instant::now() + MESSAGE_TIMEOUT),
+            None => self.deadline = Some(Box::pin(sleep(MESSAGE_TIMEOUT))),
+        }
+    }
+
+    /// Takes as much as a message of this length usually needs.
+    fn begin(&mut self, length: usize) {
+        let Shape { entries_max, entry_bytes, expansion, .. } = self.shape;
+        let bytes = length + (length * expansion).min(entries_max * entry_bytes);
+        let (budget, owner) = (self.budget.clone(), self.owner);
+        self.waiting = Some(Box::pin(async move { budget.acquire(owner, bytes).await }));
+    }
+
+    /// The whole message has come: takes what it really needs.
+    fn complete(&mut self, bytes: usize) {
+        if self.shape.has_many {
+            self.deadline = None;
+        } else {
+            // The stream has to end, too.
+            self.restart_deadline();
+        }
+        if let Some(mut permit) = self.work.replace(None) {
+            self.waiting = Some(Box::pin(async move { permit.resize(bytes).await.map(|()| permit) }));
+        }
+    }
+
+    /// What can be passed on of what is there; none if more must come first.
+    fn next_piece(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(piece) = self.last_piece.take() {
+                return Ok(Some(piece));
+            }
+            match &mut self.place {
+                Place::Prefix { bytes, filled } => {
+                    if self.received.is_empty() {
+                        return Ok(None);
+                    }
+                    if *filled == 0 && self.shape.has_many {
+                        // A reader that asks for more is done with the message before.
+                        self.work.replace(None);
+                        self.deadline = Some(Box::pin(sleep(MESSAGE_TIMEOUT)));
+                    }
+                    let count = self.received.len().min(PREFIX_BYTES - *filled);
+                    bytes[*filled..*filled + count].copy_from_slice(&self.received.split_to(count));
+                    *filled += count;
+                    if *filled == PREFIX_BYTES {
+                        let bytes = *bytes;
+                        self.place = Place::Begun { bytes };
+                        let length = length(bytes);
+                        // A larger one is refused by its length alone.
+                        if length <= MESSAGE_BYTES_MAX {
+                            self.begin(length);
+                            return Ok(None);
+                        }
+                    }
+                }
+                Place::Begun { bytes } => {
+                    let (bytes, length) = (*bytes, length(*bytes));
+                    // What is compressed is refused by that alone.
+                    let counter = if bytes[0] == 0 { Counter::default() } else { Counter { at: At::Lost, entries: 0 } };
+                    self.place = Place::Message { length, left: length, counter };
+                    return Ok(Some(Bytes::copy_from_slice(&bytes)));
+                }
+                Place::Message { length, left, counter } => {
+                    if *left > 0 && self.received.is_empty() {
+                        return Ok(None);
+                    }
+                    let piece = self.received.split_to((*left).min(self.received.len()));
+                    *left -= piece.len();
+                    counter.feed(&piece);
+                    if counter.entries > self.shape.entries_max {
+                        return Err(Error::invalid(self.shape.field, self.shape.too_many));
+                    }
+                    if *left > 0 {
+                        return Ok(Some(piece));
+                    }
+                    let bytes = *length + counter.entries * self.shape.entry_bytes;
+                    self.place = BETWEEN;
+                    self.last_piece = (!piece.is_empty()).then_some(piece);
+                    self.complete(bytes);
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+fn length(prefix: [u8; PREFIX_BYTES]) -> usize {
+    let [_, length @ ..] = prefix;
+    u32::from_be_bytes(length) as usize
+}
+
+impl http_body::Body for Metered {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if let Some(waiting) = &mut self.waiting {
+                let permit = ready!(waiting.as_mut().poll(cx));
+                self.waiting = None;
+                match permit {
+                    Ok(permit) => self.work.replace(Some(permit)),
+                    Err(Exhausted) => return Poll::Ready(Some(Err(refusal(Error::Unavailable { message: BUSY, source: None })))),
+                };
+                if self.deadline.is_some() {
+                    self.restart_deadline();
+                }
+            }
+            match self.next_piece() {
+                Ok(Some(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+                Err(error) => return Poll::Ready(Some(Err(refusal(error)))),
+                Ok(None) if self.waiting.is_some() => {}
+                Ok(None) => {
+                    if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+                        return Poll::Ready(Some(Err(refusal(Error::Timeout { message: SLOW, source: None }))));
+                    }
+                    match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                        Some(Ok(frame)) => match frame.into_data() {
+                            Ok(data) => self.received = data,
+                            Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                        },
+                        ended => return Poll::Ready(ended),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn refusal(error: Error) -> Status {
+    status::from_error(error)
+}
+
+/// The error behind a status that the reader of a request's messages got from here.
+pub(super) fn error_of(status: &Status) -> Option<Error> {
+    status.get_details_error_info()?;
+    match status.code() {
+        Code::Unavailable => Some(Error::Unavailable { message: BUSY, source: None }),
+        Code::DeadlineExceeded => Some(Error::Timeout { message: SLOW, source: None }),
+        Code::InvalidArgument => {
+            let field = status.get_details_bad_request()?.field_violations.into_iter().next()?.field;
+            Some(Error::invalid(field, status.message()))
+        }
+        _ => None,
+    }
+}
+
+/// Counts how often field 1, the repeated one of every request that has one, stands in a message that comes in pieces. What is not valid protobuf ends the
+/// counting, as it will end the reading.
+#[derive(Debug, Default)]
+struct Counter {
+    at: At,
+    entries: usize,
+}
+
+#[derive(Debug)]
+enum At {
+    Tag { value: u64, shift: u32 },
+    Number,
+    Length { value: u64, shift: u32 },
+    Inside { left: u64 },
+    Lost,
+}
+
+impl Default for At {
+    fn default() -> Self {
+        Self::Tag { value: 0, shift: 0 }
+    }
+}
+
+impl Counter {
+    fn feed(&mut self, mut piece: &[u8]) {
+        while let Some((&byte, rest)) = piece.split_first() {
+            let (bits, is_last) = (u64::from(byte & 0x7f), byte < 0x80);
+            let next = match self.at {
+                At::Lost => return,
+                At::Inside { left } => {
+                    let count = left.min(piece.len() as u64);
+                    piece = &piece[count as usize..];
+                    self.at = if count == left { At::default() } else { At::Inside { left: left - count } };
+                    continue;
+                }
+                At::Number => {
+                    if is_last {
+                        At::default()
+                    } else {
+                        At::Number
+                    }
+                }
+                At::Tag { value, shift } | At::Length { value, shift } if shift > 63 => {
+                    let _ = value;
+                    At::Lost
+                }
+                At::Tag { value, shift } if !is_last => At::Tag { value: value | bits << shift, shift: shift + 7 },
+                At::Length { value, shift } if !is_last => At::Length { value: value | bits << shift, shift: shift + 7 },
+                At::Length { value, shift } => At::Inside { left: value | bits << shift },
+                At::Tag { value, shift } => {
+                    let tag = value | bits << shift;
+                    match tag & 7 {
+                        0 => At::Number,
+                        1 => At::Inside { left: 8 },
+                        2 => {
+                            self.entries += usize::from(tag >> 3 == 1);
+                            At::Length { value: 0, shift: 0 }
+                        }
+                        3 | 4 => At::default(),
+                        5 => At::Inside { left: 4 },
+                        _ => At::Lost,
+                    }
+                }
+            };
+            // A length of nothing ends at once.
+            self.at = if let At::Inside { left: 0 } = next { At::default() } else { next };
+            piece = rest;
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::proto::{Entry, ImportEntriesRequest, ImportOptions};
+
+    #[test]
+    fn entries_are_counted_in_any_pieces() {
+        let mut entries = vec![Entry::default(); 3];
+        entries.push(Entry { email: "a".repeat(300), reason: "b".repeat(5), ..Entry::default() });
+        let options = ImportOptions { request_id: "\n\u{1}".repeat(40), ..ImportOptions::default() };
+        let bytes = ImportEntriesRequest { entries, options: Some(options) }.encode_to_vec();
+        for size in 1..bytes.len() {
+            let mut counter = Counter::default();
+            bytes.chunks(size).for_each(|piece| counter.feed(piece));
+            assert_eq!(counter.entries, 4, "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn unusual_encodings_are_counted_as_they_are_read() {
+        let mut counter = Counter::default();
+        // Field 1 with a tag of two bytes, a number, eight and four bytes, a group, and field 1 again.
+        counter.feed(&[
+            0x8a, 0x00, 0x00, 0x18, 0x96, 0x01, 0x21, 0, 0, 0, 0, 0, 0, 0, 0x0a, 0x2d, 0, 0, 0, 0x0a, 0x33, 0x34, 0x0a, 0x01, 7,
+        ]);
+        assert_eq!(counter.entries, 2);
+        counter.feed(&[0x0f, 0x0a, 0x00]);
+        assert_eq!(counter.entries, 2, "nothing is counted after what cannot be read");
+    }
+
+    #[tokio::test]
+    async fn the_body_is_passed_on_as_it_came() {
+        use http_body_util::{BodyExt, StreamBody};
+        let message = |entries| {
+            let bytes = ImportEntriesRequest { entries, options: None }.encode_to_vec();
+            [&[0][..], &(bytes.len() as u32).to_be_bytes(), &bytes].concat()
+        };
+        let entry = Entry { email: "a@example.com".to_owned(), ..Entry::default() };
+        let whole = [message(vec![]), message(vec![entry.clone(); 50]), message(vec![entry])].concat();
+        for size in [1, 2, 7, 100, whole.len()] {
+            let pieces: Vec<_> =
+                whole.chunks(size).map(|piece| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(piece)))).collect();
+            let body = Body::new(StreamBody::new(tokio_stream::iter(pieces)));
+            let work = Work::default();
+            let budget = Budget::new(1 << 20);
+            let metered = Metered::new(body, budget, 1, "/dnc.v1.DncService/ImportEntries", work.clone());
+            assert_eq!(metered.collect().await.unwrap().to_bytes(), whole, "pieces of {size}");
+            assert!(work.replace(None).is_some(), "the last message is in work until the answer");
+        }
+    }
+}
