@@ -34,7 +34,7 @@ pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntr
         Position::from_token(&request.page_token, secret, workspace, &filter)?
     };
     // One more than is shown tells whether there is a next page.
-    let mut rows = store.page(workspace, &filter, &position.after, count + 1).await?;
+    let mut rows = store.page(workspace, &filter, &position.after, count + 1, Some(position.total)).await?;
     let has_more = rows.len() > count as usize;
     rows.truncate(count as usize);
     let next_page_token = match rows.last() {
@@ -88,7 +88,7 @@ async fn export_page(
     after: &str,
 ) -> Result<Vec<EntryRow>, Error> {
     auth.recheck(principal).await?;
-    store.page(principal.workspace, filter, after, EXPORT_ENTRIES).await
+    store.page(principal.workspace, filter, after, EXPORT_ENTRIES, None).await
 }
 
 pub(super) async fn summarize(store: &Store, principal: &Principal) -> Result<SummarizeEntriesResponse, Error> {

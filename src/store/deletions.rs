@@ -64,14 +64,17 @@ impl Store {
 
 async fn delete_named(connection: &mut PgConnection, ids: Ids, addresses: &[Address]) -> Result<i64, Stop> {
     let named: Vec<&str> = addresses.iter().map(Address::as_str).collect();
-    // Rows are locked in the key's order, as inserts take them: nobody can wait in a circle. Locked rows that are never updated
-    // stay where they are, so their places are the cheapest way to find them again.
+    // Rows are locked in the order of `named`, which is the key's, as inserts take them: nobody can wait in a circle. Locked rows that are never
+    // updated stay where they are, so their places are the cheapest way to find them again. The planner must not take the key for it, which
+    // would look at the whole workspace: so `+ 0`.
     let deleted = query_scalar!(
         r#"WITH doomed AS (
-               SELECT ctid FROM entries
-               WHERE workspace_id = $1 AND address = ANY (ARRAY(SELECT UNNEST($2::text[]))) ORDER BY address FOR UPDATE
+               SELECT entry.ctid FROM UNNEST($2::text[]) AS wanted (address)
+               CROSS JOIN LATERAL (
+                   SELECT ctid FROM entries WHERE workspace_id = $1 AND entries.address = wanted.address LIMIT 1 FOR UPDATE
+               ) AS entry
            ), gone AS (
-               DELETE FROM entries WHERE workspace_id = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM doomed)) RETURNING 1
+               DELETE FROM entries WHERE workspace_id + 0 = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM doomed)) RETURNING 1
            )
            SELECT count(*) AS "count!" FROM gone"#,
         ids.workspace.0,
@@ -128,7 +131,7 @@ async fn delete_after(
     push_filter(&mut query, workspace, filter);
     query.push(" AND created_at < ").push_bind(began).push(" AND address > ").push_bind(after);
     query.push(" ORDER BY address LIMIT ").push_bind(BATCH_ENTRIES);
-    query.push(" FOR UPDATE), gone AS (DELETE FROM entries WHERE workspace_id = ").push_bind(workspace.0);
+    query.push(" FOR UPDATE), gone AS (DELETE FROM entries WHERE workspace_id + 0 = ").push_bind(workspace.0);
     query.push(" AND ctid = ANY (ARRAY(SELECT ctid FROM doomed)) RETURNING 1) SELECT (SELECT count(*) FROM gone), (SELECT max(address) FROM doomed)");
     let (deleted, last): (i64, Option<String>) = query.build_query_as().fetch_one(&mut *connection).await?;
     // A deletion that finds nothing leaves its trace, too; the empty batch at the end of another adds nothing to it.

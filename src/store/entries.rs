@@ -11,6 +11,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use super::{
     FirstBatch, ImportIds, Store, counts, imports,
+    lists::count_present,
     session::{Repeat, Retry, Stop},
     shares::Share,
 };
@@ -82,7 +83,7 @@ impl Store {
                         Some("committed") => count_present(connection, workspace, &addresses).await?,
                         _ => 0,
                     };
-                    Ok((status, present == addresses.len() as u64))
+                    Ok((status, present == addresses.len() as i64))
                 })
             });
             match asked.await {
@@ -104,7 +105,7 @@ impl Store {
             Box::pin(async move {
                 let addresses = entries.addresses();
                 let present = count_present(connection, workspace, &addresses).await?;
-                Ok(addresses.len() as u64 - present)
+                Ok(addresses.len() as u64 - present.cast_unsigned())
             })
         })
         .await
@@ -142,13 +143,14 @@ impl Rehearsal {
         let count = self.store.write(Share::Import(workspace), move |connection| {
             Box::pin(async move {
                 let addresses = entries.addresses();
+                // Not NOT EXISTS, which the planner may turn into a join with the whole list.
                 let count = query_scalar!(
                     r#"WITH unseen AS (
                            INSERT INTO rehearsed (workspace_id, rehearsal, address)
                            SELECT $1, $2, address FROM UNNEST($3::text[]) AS new (address) ON CONFLICT DO NOTHING RETURNING address
                        )
                        SELECT count(*) AS "count!" FROM unseen
-                       WHERE NOT EXISTS (SELECT FROM entries WHERE workspace_id = $1 AND entries.address = unseen.address)"#,
+                       WHERE (SELECT true FROM entries WHERE workspace_id = $1 AND entries.address = unseen.address) IS NULL"#,
                     workspace.0,
                     id,
                     &addresses as &[&str],
@@ -233,16 +235,4 @@ async fn insert(
     }
     let transaction = counts::add(connection, ids.workspace, imported.cast_signed()).await?;
     Ok(Inserted { imported, transaction })
-}
-
-async fn count_present(connection: &mut PgConnection, workspace: WorkspaceId, addresses: &[&str]) -> Result<u64, Stop> {
-    let present = query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM UNNEST($2::text[]) AS new (address)
-           JOIN entries ON entries.workspace_id = $1 AND entries.address = new.address COLLATE "C""#,
-        workspace.0,
-        addresses as &[&str],
-    )
-    .fetch_one(connection)
-    .await?;
-    Ok(present.cast_unsigned())
 }

@@ -2,10 +2,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use sqlx::{FromRow, Postgres, QueryBuilder, query_as, query_scalar};
+use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, query_as, query_scalar};
 use time::OffsetDateTime;
 
-use super::{Store, shares::Share};
+use super::{Store, session::Mode, shares::Share};
 use crate::domain::{Address, Error, Filter, KeyId, Kind, WorkspaceId};
 
 /// An entry as it is kept.
@@ -44,11 +44,14 @@ pub struct ReasonCount {
     pub count: i64,
 }
 
+/// A list with so few entries is short. Of a longer one the walk along the key finds a page within a small part of the workspace.
+const SHORT_LIST_ENTRIES: i64 = 1_000;
+
 impl Store {
     /// The entries that cover any of the addresses in this part of `addresses`, in one statement.
     ///
-    /// The array stands behind a sub-select because the planner would otherwise estimate each of its elements, which takes longer than to look them
-    /// up.
+    /// The LIMIT keeps the planner from joining the list as a whole: what is left is one look by key for each address. The other statements that
+    /// name addresses have the same shape.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
@@ -66,8 +69,11 @@ impl Store {
                 wanted.dedup();
                 Ok(query_as!(
                     EntryRow,
-                    "SELECT address, reason, created_at, added_by FROM entries
-                     WHERE workspace_id = $1 AND address = ANY (ARRAY(SELECT UNNEST($2::text[])))",
+                    "SELECT entry.address, entry.reason, entry.created_at, entry.added_by FROM UNNEST($2::text[]) AS wanted (address)
+                     CROSS JOIN LATERAL (
+                         SELECT address, reason, created_at, added_by FROM entries
+                         WHERE workspace_id = $1 AND entries.address = wanted.address LIMIT 1
+                     ) AS entry",
                     workspace.0,
                     &wanted as &[&str],
                 )
@@ -78,25 +84,37 @@ impl Store {
         .await
     }
 
-    /// At most `count` entries that come after an address, in the order of the key.
+    /// At most `count` entries that come after an address, in the order of the key. `total` is how many the filter selects, if that is known.
+    ///
+    /// A filtered page walks along the key, so that all pages of a list together pass over it once. Only a short list is left to the planner,
+    /// which may find its few entries by the time they were stored; to find many in that way for every page would take many times as long as the walk.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
-    pub async fn page(&self, workspace: WorkspaceId, filter: &Filter, after: &str, count: u32) -> Result<Vec<EntryRow>, Error> {
-        let share = match *filter == Filter::default() {
-            true => Share::LookUp(workspace),
-            false => Share::Scan(workspace),
+    pub async fn page(
+        &self,
+        workspace: WorkspaceId,
+        filter: &Filter,
+        after: &str,
+        count: u32,
+        total: Option<i64>,
+    ) -> Result<Vec<EntryRow>, Error> {
+        let (mode, share) = match total {
+            _ if *filter == Filter::default() => (Mode::Read, Share::LookUp(workspace)),
+            Some(..=SHORT_LIST_ENTRIES) => (Mode::Scan, Share::Scan(workspace)),
+            _ => (Mode::Read, Share::Scan(workspace)),
         };
         let (filter, after) = (filter.clone(), after.to_owned());
-        self.read(share, move |connection| {
+        let running = self.run(mode, share, move |connection| {
             Box::pin(async move {
                 let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by FROM entries");
                 push_filter(&mut query, workspace, &filter);
-                query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push_bind(i64::from(count));
+                // The number stands in the text, where the planner sees that it is small.
+                query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(count);
                 Ok(query.build_query_as().fetch_all(connection).await?)
             })
-        })
-        .await
+        });
+        Ok(running.await?)
     }
 
     /// How many entries a filter selects. One that selects everything costs nothing, others look at what they select from.
@@ -108,7 +126,7 @@ impl Store {
             return self.count_all(workspace).await;
         }
         let filter = filter.clone();
-        self.read(Share::Scan(workspace), move |connection| {
+        self.scan(workspace, move |connection| {
             Box::pin(async move {
                 let mut query = QueryBuilder::new("SELECT count(*) FROM entries");
                 push_filter(&mut query, workspace, &filter);
@@ -126,14 +144,7 @@ impl Store {
         self.read(Share::LookUp(workspace), move |connection| {
             Box::pin(async move {
                 let addresses: Vec<&str> = addresses.iter().map(Address::as_str).collect();
-                Ok(query_scalar!(
-                    r#"SELECT count(*) AS "count!" FROM entries
-                       WHERE workspace_id = $1 AND address = ANY (ARRAY(SELECT UNNEST($2::text[])))"#,
-                    workspace.0,
-                    &addresses as &[&str],
-                )
-                .fetch_one(connection)
-                .await?)
+                Ok(count_present(connection, workspace, &addresses).await?)
             })
         })
         .await
@@ -144,7 +155,7 @@ impl Store {
     /// # Errors
     /// As [`Store::find_covers`].
     pub async fn summarize(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
-        self.read(Share::Scan(workspace), move |connection| {
+        self.scan(workspace, move |connection| {
             Box::pin(async move {
                 let rows = sqlx::query!(
                     r#"SELECT strpos(address, '@') = 0 AS "is_domain!", reason, count(*) AS "count!",
@@ -179,6 +190,24 @@ impl Store {
         });
         Ok(secret.await?)
     }
+}
+
+/// How many of these addresses are on the list.
+pub(super) async fn count_present(
+    connection: &mut PgConnection,
+    workspace: WorkspaceId,
+    addresses: &[&str],
+) -> Result<i64, sqlx::Error> {
+    query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM UNNEST($2::text[]) AS wanted (address)
+           CROSS JOIN LATERAL (
+               SELECT FROM entries WHERE workspace_id = $1 AND entries.address = wanted.address LIMIT 1
+           ) AS entry"#,
+        workspace.0,
+        addresses as &[&str],
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// What a filter says, as a WHERE clause. Each combination of parts is a statement of its own, so the planner sees which index fits.

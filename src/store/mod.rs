@@ -1,6 +1,8 @@
 //! Where entries, tenants and keys are kept: PostgreSQL, and nothing else says so. SQL lives here alone.
 //!
-//! Every statement on the hot table names exactly one workspace. Queries are checked against the migrations when the crate is
+//! Every statement on the hot table names exactly one workspace. One that names addresses is a look by key for each of them,
+//! and a page is a walk along the key, whatever the planner believes of a table that was filled a moment ago: the shape of
+//! the statement and the settings of the session (`PLANNER`) leave it no other way. Queries are checked against the migrations when the crate is
 //! compiled; the results of that check are kept in `.sqlx`, so that a build needs no database.
 
 mod counts;
@@ -40,6 +42,17 @@ pub use lists::{EntryRow, ReasonCount, Summary};
 pub use tenants::{UserRow, WorkspaceRow};
 
 use crate::domain::Error;
+
+/// What the planner may do in a session of ours. Statistics are late: a workspace that was just imported looks like one row,
+/// and a table that was just filled looks empty, so a scan or a sort of all of it looks cheap.
+const PLANNER: [(&str, &str); 4] = [
+    ("enable_seqscan", "off"),
+    ("enable_sort", "off"),
+    // There is one way to run these statements, so nothing is gained by planning them for every call.
+    ("plan_cache_mode", "force_generic_plan"),
+    // A way that is off counts as so dear that compiling the statement would seem to pay.
+    ("jit", "off"),
+];
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 
@@ -84,7 +97,7 @@ impl Store {
             })?
             .application_name("dnc");
         let millis = |duration: Duration| duration.as_millis().to_string();
-        let limited = connect.clone().options([
+        let limited = connect.clone().options(PLANNER).options([
             ("statement_timeout", millis(options.statement_timeout)),
             // For the database's end of a link that went silent: it must not hold locks for a server that is gone.
             ("idle_in_transaction_session_timeout", "30s".to_owned()),

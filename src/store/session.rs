@@ -33,7 +33,7 @@ use super::{
     link::{Backend, Link, Watched, within},
     shares::{Share, Slot},
 };
-use crate::domain::Error;
+use crate::domain::{Error, WorkspaceId};
 
 /// A connection that was used this recently is alive. Asking each time would double the cost of a
 /// small statement.
@@ -51,6 +51,11 @@ const WORK_MARGIN: Duration = Duration::from_secs(5);
 
 /// How long a statement goes on whose caller has gone. Most end by themselves in this time, and to cancel one costs a connection.
 const CANCEL_AFTER: Duration = Duration::from_millis(200);
+
+/// Begins a transaction in which the planner is free, and plans with the values at hand: takes back what `super::PLANNER`
+/// sets for the session, but for `jit`.
+const BEGIN_SCAN: &str = "BEGIN READ ONLY; SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on;
+    SET LOCAL plan_cache_mode = force_custom_plan";
 
 /// A connection with what is known of its other end.
 #[derive(Debug)]
@@ -136,6 +141,9 @@ impl Manager for Sessions {
 pub(super) enum Mode {
     /// One or more statements that change nothing. Cancelled in the database when their caller goes away.
     Read,
+    /// Reads that look at a whole list, or at few entries of it that the key does not find. The planner chooses the way by its
+    /// statistics; in a transaction, at whose end the choice ends. Cancelled as [`Mode::Read`].
+    Scan,
     /// One transaction. It is finished whether or not its caller still waits.
     Write,
 }
@@ -234,6 +242,16 @@ impl Store {
         async move { Ok(running.await?) }
     }
 
+    /// Scans: `work` gets a connection whose statements are planned by the statistics ([`Mode::Scan`]).
+    pub(super) fn scan<T, W>(&self, workspace: WorkspaceId, work: W) -> impl Future<Output = Result<T, Error>> + Send + use<T, W>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
+    {
+        let running = self.run(Mode::Scan, Share::Scan(workspace), work);
+        async move { Ok(running.await?) }
+    }
+
     /// Writes: `work` runs in a transaction, which is committed if it succeeds.
     pub(super) fn write<T, W>(&self, share: Share, work: W) -> Running<T>
     where
@@ -258,7 +276,8 @@ impl Store {
         }
     }
 
-    fn run<T, W>(&self, mode: Mode, share: Share, work: W) -> Running<T>
+    /// Runs `work` in this mode, in a task of its own.
+    pub(super) fn run<T, W>(&self, mode: Mode, share: Share, work: W) -> Running<T>
     where
         T: Send + 'static,
         W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
@@ -293,7 +312,7 @@ impl Store {
         let running = work_on(&mut session.connection, mode, work, &is_committing);
         let gone = async {
             match mode {
-                Mode::Read => {
+                Mode::Read | Mode::Scan => {
                     reply.closed().await;
                     sleep(CANCEL_AFTER).await;
                 }
@@ -385,11 +404,13 @@ async fn work_on<T, W>(connection: &mut PgConnection, mode: Mode, work: W, is_co
 where
     W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
 {
-    if mode == Mode::Read {
-        return work(connection).await.map_err(|stop| Broken::of(stop, true));
-    }
+    let begin = match mode {
+        Mode::Read => return work(connection).await.map_err(|stop| Broken::of(stop, true)),
+        Mode::Scan => BEGIN_SCAN,
+        Mode::Write => "BEGIN",
+    };
     let lost = |error| Broken { stop: Stop::Database(error), is_connection_usable: false };
-    sqlx::raw_sql("BEGIN").execute(&mut *connection).await.map_err(lost)?;
+    sqlx::raw_sql(begin).execute(&mut *connection).await.map_err(lost)?;
     match work(&mut *connection).await {
         Ok(done) => {
             is_committing.store(true, Ordering::Relaxed);

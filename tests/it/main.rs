@@ -14,6 +14,7 @@ mod drain;
 mod faults;
 mod gateway;
 mod import;
+mod plans;
 mod refusals;
 mod strict;
 mod structure;

@@ -1,0 +1,324 @@
+//! What statements look at: whatever PostgreSQL knows or believes of a table, an address that is named costs one look into the
+//! index, and whoever reads or deletes a whole list passes over it once.
+//!
+//! PostgreSQL itself counts the rows and blocks that were looked at, so a plan of any shape shows. A session hands its counts in
+//! when it ends; therefore every step has a service of its own.
+
+use dnc::{
+    domain::WorkspaceId,
+    proto::{
+        CheckEntriesRequest, DeleteEntriesRequest, EntryFilter, EntryType, ExportEntriesRequest, ImportOptions, ListEntriesRequest,
+        ListEntriesResponse, dnc_service_client::DncServiceClient,
+    },
+};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+use tonic::transport::Channel;
+
+use crate::{
+    address_book::{numbered, request, with_options},
+    harness::{TestServer, database, until, with_key},
+};
+
+/// Blocks that one look by key may touch: the index's levels, a block of the table, and the same again to delete the row there.
+const BLOCKS_OF_A_LOOK: i64 = 12;
+
+/// Blocks that PostgreSQL looks at while it makes plans, and rows beside the point.
+const SLACK: i64 = 500;
+
+/// Statements that are repeated this often run with the plan that their session keeps.
+const OFTEN: usize = 8;
+
+#[derive(Clone, Copy, Debug)]
+struct Looks {
+    rows: i64,
+    blocks: i64,
+}
+
+/// A migrated database without auto-analyze, and the keys of two workspaces.
+struct Lists {
+    url: String,
+    ours: (WorkspaceId, String),
+    theirs: (WorkspaceId, String),
+}
+
+impl Lists {
+    async fn new() -> Self {
+        let url = database().await;
+        let server = TestServer::start_with(&[], &url).await;
+        sqlx::query("ALTER TABLE entries SET (autovacuum_enabled = off)").execute(&mut server.connection().await).await.unwrap();
+        let ours = (server.workspace, server.key.clone());
+        let theirs = (server.other_workspace, server.other_key.clone());
+        server.begin_stop();
+        server.ended().await;
+        Self { url, ours, theirs }
+    }
+
+    async fn run(&self, statement: impl Into<String>) {
+        sqlx::raw_sql(AssertSqlSafe(statement.into())).execute(&mut PgConnection::connect(&self.url).await.unwrap()).await.unwrap();
+    }
+
+    async fn now(&self) -> OffsetDateTime {
+        let connection = &mut PgConnection::connect(&self.url).await.unwrap();
+        sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await.unwrap()
+    }
+
+    /// Stores addresses as [`numbered`] makes them, past the service.
+    async fn fill(&self, workspace: WorkspaceId, numbers: std::ops::Range<u32>, step: u32) {
+        self.run(format!(
+            "INSERT INTO entries (workspace_id, added_by, address, reason)
+             SELECT {}, 1, 'user' || lpad(n::text, 7, '0') || '@example' || n % 7 || '.com', 'bounce'
+             FROM generate_series({}, {}, {step}) n",
+            workspace.0,
+            numbers.start,
+            numbers.end - 1,
+        ))
+        .await;
+    }
+
+    /// What the calls of a step look at in the table of entries.
+    async fn looks<T>(&self, calls: impl AsyncFnOnce(&mut DncServiceClient<Channel>) -> T) -> (T, Looks) {
+        let before = self.counted().await;
+        let server = TestServer::start_with(&[], &self.url).await;
+        let done = calls(&mut server.client().await).await;
+        server.begin_stop();
+        server.ended().await;
+        let after = self.counted().await;
+        (done, Looks { rows: after.rows - before.rows, blocks: after.blocks - before.blocks })
+    }
+
+    async fn counted(&self) -> Looks {
+        let connection = Mutex::new(PgConnection::connect(&self.url).await.unwrap());
+        until("every other session has ended", || async {
+            let others = "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+            sqlx::query_scalar::<_, i64>(others).fetch_one(&mut *connection.lock().await).await.unwrap() == 0
+        })
+        .await;
+        let (rows, blocks) = sqlx::query_as(
+            "SELECT seq_tup_read + idx_tup_fetch, heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit
+             FROM pg_stat_user_tables JOIN pg_statio_user_tables USING (relid) WHERE pg_stat_user_tables.relname = 'entries'",
+        )
+        .fetch_one(&mut connection.into_inner())
+        .await
+        .unwrap();
+        Looks { rows, blocks }
+    }
+}
+
+fn emails(numbers: impl Iterator<Item = u32>) -> Vec<String> {
+    numbers.map(|number| format!("user{number:07}@example{}.com", number % 7)).collect()
+}
+
+async fn suppressed(client: &mut DncServiceClient<Channel>, key: &str, emails: Vec<String>) -> usize {
+    let answer = client.check_entries(with_key(CheckEntriesRequest { emails }, key)).await.unwrap().into_inner();
+    answer.results.iter().filter(|result| result.suppressed).count()
+}
+
+async fn delete(client: &mut DncServiceClient<Channel>, key: &str, message: DeleteEntriesRequest) -> i64 {
+    client.delete_entries(with_key(message, key)).await.unwrap().into_inner().deleted
+}
+
+async fn first_page(client: &mut DncServiceClient<Channel>, key: &str, filter: EntryFilter) -> ListEntriesResponse {
+    let message = ListEntriesRequest { filter: Some(filter), ..ListEntriesRequest::default() };
+    client.list_entries(with_key(message, key)).await.unwrap().into_inner()
+}
+
+async fn exported(client: &mut DncServiceClient<Channel>, key: &str, filter: EntryFilter) -> usize {
+    let call = with_key(ExportEntriesRequest { filter: Some(filter) }, key);
+    let mut messages = client.export_entries(call).await.unwrap().into_inner();
+    let mut count = 0;
+    while let Some(message) = messages.message().await.unwrap() {
+        count += message.entries.len();
+    }
+    count
+}
+
+fn stored_from(time: OffsetDateTime) -> EntryFilter {
+    let create_time_from = prost_types::Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() };
+    EntryFilter { create_time_from: Some(create_time_from), ..EntryFilter::default() }
+}
+
+/// At most one look by key for each name.
+#[track_caller]
+fn assert_by_key(what: &str, looks: Looks, names: usize) {
+    let names = names as i64;
+    assert!(looks.rows <= 2 * names + SLACK, "{what}: {names} names, {looks:?}");
+    assert!(looks.blocks <= BLOCKS_OF_A_LOOK * names + SLACK, "{what}: {names} names, {looks:?}");
+}
+
+#[tokio::test]
+async fn a_workspace_that_the_statistics_do_not_know_is_read_by_key() {
+    const LARGE: u32 = 300_000;
+    const FRESH: u32 = 30_000;
+    let lists = Lists::new().await;
+    lists.fill(lists.theirs.0, 0..LARGE, 1).await;
+    lists.run("VACUUM ANALYZE entries").await;
+    let key = &lists.ours.1;
+    let (imported, _) = lists
+        .looks(async |client| {
+            let messages: Vec<_> =
+                (0..FRESH).step_by(10_000).map(|from| request(numbered(from..from + 10_000).collect())).collect();
+            client.import_entries(with_key(tokio_stream::iter(messages), key)).await.unwrap().into_inner().imported
+        })
+        .await;
+    assert_eq!(imported, u64::from(FRESH));
+
+    // Every second one is on the list.
+    for names in [1_u32, 1_000, 10_000] {
+        let emails = emails((0..names).map(|n| (n % 2 * FRESH) + n));
+        let (found, looks) = lists
+            .looks(async |client| {
+                let mut found = 0;
+                for _ in 0..OFTEN {
+                    found += suppressed(client, key, emails.clone()).await;
+                }
+                found
+            })
+            .await;
+        assert_eq!(found, names.div_ceil(2) as usize * OFTEN);
+        assert_by_key("check", looks, OFTEN * (names as usize + 7));
+    }
+
+    let again: Vec<_> = numbered(0..10_000).collect();
+    let (skipped, looks) = lists
+        .looks(async |client| {
+            let mut skipped = 0;
+            for _ in 0..OFTEN {
+                // A message alone, and one of several.
+                for messages in [vec![again[..1_000].to_vec()], vec![again[..5_000].to_vec(), again[5_000..].to_vec()]] {
+                    let options = ImportOptions { validate_only: true, ..ImportOptions::default() };
+                    let messages: Vec<_> = messages.into_iter().map(|entries| with_options(entries, options.clone())).collect();
+                    let call = with_key(tokio_stream::iter(messages), key);
+                    skipped += client.import_entries(call).await.unwrap().into_inner().skipped;
+                }
+            }
+            skipped
+        })
+        .await;
+    assert_eq!(skipped, 11_000 * OFTEN as u64);
+    assert_by_key("dry run", looks, 11_000 * OFTEN);
+
+    let (deleted, looks) = lists
+        .looks(async |client| {
+            let mut deleted = 0;
+            for call in 0..OFTEN as u32 {
+                let emails = emails(call * 1_000..(call + 1) * 1_000);
+                let message = DeleteEntriesRequest { emails, ..DeleteEntriesRequest::default() };
+                deleted += delete(client, key, DeleteEntriesRequest { validate_only: true, ..message.clone() }).await;
+                deleted += delete(client, key, message).await;
+            }
+            deleted
+        })
+        .await;
+    assert_eq!(deleted, 16_000);
+    assert_by_key("deletion of named entries", looks, 16_000);
+
+    let left = i64::from(FRESH) - 8_000;
+    let (listed, looks) = lists
+        .looks(async |client| {
+            let (mut listed, mut page_token) = (0, String::new());
+            for _ in 0..OFTEN {
+                let message = ListEntriesRequest { page_size: 100, page_token, ..ListEntriesRequest::default() };
+                let page = client.list_entries(with_key(message, key)).await.unwrap().into_inner();
+                listed += page.entries.len();
+                page_token = page.next_page_token;
+            }
+            listed
+        })
+        .await;
+    assert_eq!(listed, 100 * OFTEN);
+    assert!(looks.rows <= 101 * OFTEN as i64 + SLACK, "pages: {looks:?}");
+
+    let (count, looks) = lists.looks(async |client| exported(client, key, EntryFilter::default()).await).await;
+    assert_eq!(count as i64, left);
+    assert!(looks.rows <= left + SLACK, "export: {looks:?}");
+
+    let (deleted, looks) = lists
+        .looks(async |client| delete(client, key, DeleteEntriesRequest { all: true, ..DeleteEntriesRequest::default() }).await)
+        .await;
+    assert_eq!(deleted, left);
+    assert!(looks.rows <= 2 * left + SLACK, "deletion of all: {looks:?}");
+    assert!(looks.blocks <= BLOCKS_OF_A_LOOK * left + SLACK, "deletion of all: {looks:?}");
+}
+
+#[tokio::test]
+async fn an_export_of_what_was_just_stored_passes_over_the_list_once() {
+    const OLD: u32 = 200_000;
+    const FRESH: u32 = 60_000;
+    let lists = Lists::new().await;
+    let (workspace, key) = &lists.ours;
+    lists.fill(*workspace, 1..2 * OLD, 2).await;
+    lists.run("VACUUM ANALYZE entries").await;
+    let before = lists.now().await;
+    lists.fill(*workspace, 0..2 * FRESH, 2).await;
+    let all = i64::from(OLD + FRESH);
+
+    let (count, looks) = lists.looks(async |client| exported(client, key, stored_from(before)).await).await;
+    assert_eq!(count, FRESH as usize);
+    assert!(looks.rows <= all + SLACK, "export: {looks:?}");
+    let message = DeleteEntriesRequest { all: true, filter: Some(stored_from(before)), ..DeleteEntriesRequest::default() };
+    let (deleted, looks) = lists.looks(async |client| delete(client, key, message).await).await;
+    assert_eq!(deleted, i64::from(FRESH));
+    assert!(looks.rows <= all + i64::from(FRESH) + SLACK, "deletion: {looks:?}");
+}
+
+#[tokio::test]
+async fn a_few_entries_of_a_long_list_are_found_without_passing_over_it() {
+    const OLD: u32 = 200_000;
+    // The entries of a range of blocks, of which the index of times knows the first and the last.
+    const RANGE: i64 = 15_000;
+    let lists = Lists::new().await;
+    let (workspace, key) = &lists.ours;
+    lists.fill(*workspace, 0..OLD, 1).await;
+    lists.run("VACUUM ANALYZE entries").await;
+    let before = lists.now().await;
+    lists.fill(*workspace, OLD..OLD + 20, 1).await;
+    let filter = EntryFilter { reason: "bounce".into(), ..stored_from(before) };
+    let (page, looks) = lists.looks(async |client| first_page(client, key, filter).await).await;
+    assert_eq!((page.entries.len(), page.total_size), (20, 20));
+    assert!(looks.rows <= 2 * RANGE + SLACK, "by time: {looks:?}");
+
+    lists.run(format!("INSERT INTO entries VALUES ({}, now(), 1, 'example.org', 'bounce')", workspace.0)).await;
+    let filter = EntryFilter { r#type: EntryType::Domain.into(), ..EntryFilter::default() };
+    let (page, looks) = lists.looks(async |client| first_page(client, key, filter).await).await;
+    assert_eq!((page.entries.len(), page.total_size), (1, 1));
+    assert!(looks.rows <= SLACK, "domains: {looks:?}");
+}
+
+#[tokio::test]
+async fn plans_that_were_made_for_an_empty_table_are_good_for_a_full_one() {
+    const ROWS: u32 = 30_000;
+    // A table that was never looked at is taken for a small one; one that was found empty, for an empty one.
+    for prepared in ["SELECT 1", "VACUUM ANALYZE entries"] {
+        let lists = Lists::new().await;
+        let key = &lists.ours.1;
+        lists.run(prepared).await;
+        let many = emails(0..1_000);
+        let named = |emails: &[String]| DeleteEntriesRequest { emails: emails.to_vec(), ..DeleteEntriesRequest::default() };
+        let (_, looks) = lists
+            .looks(async |client| {
+                for _ in 0..OFTEN {
+                    assert_eq!(suppressed(client, key, many[..1].to_vec()).await, 0);
+                    assert_eq!(suppressed(client, key, many.clone()).await, 0);
+                    assert_eq!(delete(client, key, named(&many)).await, 0);
+                    client.list_entries(with_key(ListEntriesRequest::default(), key)).await.unwrap();
+                }
+                let messages: Vec<_> =
+                    (0..ROWS).step_by(10_000).map(|from| request(numbered(from..from + 10_000).collect())).collect();
+                client.import_entries(with_key(tokio_stream::iter(messages), key)).await.unwrap();
+                for _ in 0..OFTEN {
+                    assert_eq!(suppressed(client, key, many[..1].to_vec()).await, 1);
+                    assert_eq!(suppressed(client, key, many.clone()).await, 1_000);
+                    client.list_entries(with_key(ListEntriesRequest::default(), key)).await.unwrap();
+                }
+                assert_eq!(delete(client, key, named(&many)).await, 1_000);
+            })
+            .await;
+        let looked_up = (OFTEN * 3 * 1_009 + OFTEN * 26) as i64;
+        assert!(looks.rows <= looked_up + SLACK, "{prepared}: {looks:?}");
+        // The import looks each entry up and writes it.
+        assert!(looks.blocks <= BLOCKS_OF_A_LOOK * (i64::from(ROWS) + looked_up) + SLACK, "{prepared}: {looks:?}");
+    }
+}
