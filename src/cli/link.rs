@@ -33,6 +33,7 @@ pub(super) fn why(flag: &str, url: &str, status: &Status) -> Option<String> {
     let place = format!("{host}:{port}");
     let no_grpc =
         || format!("{place} is an HTTP server and no gRPC server; check the port in {flag}, for gRPC it is usually 50051");
+    let silent = || format!("{place} does not answer; check {flag}, and the firewalls on the way");
     // What tonic says of an answer without gRPC's trailers, and of one whose body is no gRPC
     // message.
     let markers = ["mapped from HTTP status code ", "while receiving response with status: "];
@@ -54,9 +55,7 @@ pub(super) fn why(flag: &str, url: &str, status: &Status) -> Option<String> {
                 io::ErrorKind::ConnectionRefused => {
                     return Some(format!("nothing listens on {place}; start the server, or check {flag}"));
                 }
-                io::ErrorKind::TimedOut => {
-                    return Some(format!("{place} does not answer; check {flag}, and the firewalls on the way"));
-                }
+                io::ErrorKind::TimedOut => return Some(silent()),
                 io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
                     return Some(format!("no network leads to {place}; check {flag}"));
                 }
@@ -69,6 +68,7 @@ pub(super) fn why(flag: &str, url: &str, status: &Status) -> Option<String> {
         match cause.to_string().as_str() {
             "dns error" => return Some(format!("the host {host} is not known; check {flag}")),
             "HTTP/2 was not negotiated." => return Some(no_grpc()),
+            "TLS handshake timeout." | "keep-alive timed out" => return Some(silent()),
             _ => {}
         }
     }

@@ -22,6 +22,14 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 
 const STORE_CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a gRPC server may take to accept a connection, and again for its part of the TLS
+/// handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection with a running call on which nothing was heard for this long is asked for a sign of
+/// life, and given up after as long again.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+
 #[derive(Args, Debug)]
 pub(super) struct ServeOptions {
     #[command(flatten)]
@@ -96,10 +104,11 @@ fn endpoint(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Resu
         .ok()
         .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")) && endpoint.uri().host().is_some())
         .with_context(|| format!("{flag} {url:?} is not a URL such as http://127.0.0.1:50051"))?
-        .connect_timeout(Duration::from_secs(5))
-        .http2_keep_alive_interval(Duration::from_secs(30));
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(SILENCE_TIMEOUT)
+        .keep_alive_timeout(SILENCE_TIMEOUT);
     if endpoint.uri().scheme_str() == Some("https") {
-        let mut tls = ClientTlsConfig::new();
+        let mut tls = ClientTlsConfig::new().timeout(CONNECT_TIMEOUT);
         if let Some(path) = ca {
             tls = tls.ca_certificate(Certificate::from_pem(
                 std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,

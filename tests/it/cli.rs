@@ -266,6 +266,7 @@ async fn a_client_says_why_it_cannot_talk_to_the_server() {
     let port = |url: &str| url.rsplit(':').next().unwrap().to_owned();
     let (plain_port, port, http_port) = (port(&plain.grpc_url), port(&secured.grpc_url), port(&secured.http_url));
     let ca = ca.to_str().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
 
     let check = |server: &str, ca: Option<&str>| {
         let mut command = dnc(&["check", "a@example.com", "--server", server, "--api-key", &secured.key]);
@@ -284,6 +285,7 @@ async fn a_client_says_why_it_cannot_talk_to_the_server() {
         (format!("https://localhost:{http_port}"), Some(ca), &["no gRPC server", "50051"]),
         (format!("http://127.0.0.1:{}", http1_server()), None, &["no gRPC server", "50051"]),
         ("http://127.0.0.1:1".to_owned(), None, &["nothing listens on 127.0.0.1:1", "--server"]),
+        (format!("https://{}", silent.local_addr().unwrap()), None, &["does not answer", "--server"]),
         ("http://no-such-host.invalid:50051".to_owned(), None, &["no-such-host.invalid is not known", "--server"]),
         ("127.0.0.1:50051".to_owned(), None, &["http://127.0.0.1:50051"]),
     ] {
