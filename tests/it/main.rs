@@ -18,4 +18,5 @@ mod plans;
 mod refusals;
 mod strict;
 mod structure;
+mod upstream;
 mod whole_list;

@@ -1,0 +1,73 @@
+//! A gateway in front of a server elsewhere: calls share connections there, and must not stop each other.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use dnc::{gateway::Upstream, server::Bound};
+use futures_util::{StreamExt, stream};
+use sqlx::{Connection, Executor};
+use tonic::transport::Endpoint;
+
+use crate::harness::{TestServer, http_client, options, until};
+
+/// The URL of a gateway in front of this server.
+async fn gateway_of(server: &TestServer) -> String {
+    let upstream = Upstream::elsewhere(Endpoint::from_shared(server.grpc_url.clone()).unwrap());
+    let bound = Bound::gateway(upstream, &options(&[]).http).await.unwrap();
+    let url = bound.http_url();
+    tokio::spawn(bound.run(std::future::pending(), std::future::pending()));
+    url
+}
+
+#[tokio::test]
+async fn imports_that_stand_still_stop_no_other_call() {
+    let server = TestServer::start().await;
+    let url = gateway_of(&server).await;
+    // What is written waits for this lock; what is read does not.
+    let mut connection = server.connection().await;
+    let mut lock = connection.begin().await.unwrap();
+    lock.execute("LOCK TABLE entries IN EXCLUSIVE MODE").await.unwrap();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let posts: Vec<_> = (0..8)
+        .map(|post| {
+            let taken = taken.clone();
+            let lines = stream::iter(0..2_000).map(move |chunk| {
+                taken.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, std::io::Error>(
+                    (0..200).map(|line| format!("{{\"email\":\"{post}-{chunk}-{line}@example.com\"}}\n")).collect::<String>(),
+                )
+            });
+            let request = http_client().post(format!("{url}/v1/dnc/import")).header("x-api-key", &server.key);
+            let request = request.header("content-type", "application/x-ndjson").body(reqwest::Body::wrap_stream(lines));
+            tokio::spawn(request.send())
+        })
+        .collect();
+    let mut last = (0, Instant::now());
+    until("the imports stand still", || {
+        let now = taken.load(Ordering::Relaxed);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        std::future::ready(now > 0 && last.1.elapsed() > Duration::from_secs(1))
+    })
+    .await;
+    for _ in 0..8 {
+        let check =
+            http_client().get(format!("{url}/v1/dnc/check?email=a@example.com")).header("x-api-key", &server.other_key).send();
+        let answer = tokio::time::timeout(Duration::from_secs(10), check).await.expect("another workspace's check is answered");
+        assert_eq!(answer.unwrap().status(), 200);
+    }
+    let dry_run = http_client().post(format!("{url}/v1/dnc/import?validateOnly=true")).header("x-api-key", &server.other_key);
+    let dry_run = dry_run.header("content-type", "application/json").body(r#"{"entries":[{"email":"a@example.com"}]}"#).send();
+    let answer = tokio::time::timeout(Duration::from_secs(10), dry_run).await.expect("another workspace's import is answered");
+    assert_eq!(answer.unwrap().status(), 200);
+    for post in posts {
+        post.abort();
+    }
+    lock.rollback().await.unwrap();
+}
