@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Store, counts,
     lists::push_filter,
-    session::{Stop, Working},
+    session::{Retry, Stop, Working},
     shares::Share,
 };
 use crate::domain::{Address, Error, Filter, KeyId, Kind, WorkspaceId};
@@ -39,7 +39,7 @@ impl Store {
     pub async fn delete_named(&self, workspace: WorkspaceId, key: KeyId, addresses: Vec<Address>) -> Result<i64, Error> {
         let ids = Ids { workspace, key, deletion: Uuid::now_v7() };
         let addresses = Arc::new(addresses);
-        let deleted = self.write_again(Share::LookUp(workspace), || {
+        let deleted = self.write_again(Share::LookUp(workspace), Retry::begin(), || {
             let addresses = addresses.clone();
             move |connection: &mut PgConnection| -> Working<'_, i64> {
                 Box::pin(async move { delete_named(connection, ids, &addresses).await })
@@ -107,7 +107,7 @@ impl Deletion {
         let Some(after) = self.after.take() else { return Ok(None) };
         let after: Arc<str> = after.into();
         let (ids, began) = (self.ids, self.began);
-        let deleted = self.store.write_again(Share::Scan(ids.workspace), || {
+        let deleted = self.store.write_again(Share::Scan(ids.workspace), Retry::begin(), || {
             let (filter, after) = (self.filter.clone(), after.clone());
             move |connection: &mut PgConnection| -> Working<'_, (i64, Option<String>)> {
                 Box::pin(async move { delete_after(connection, ids, &filter, began, &after).await })

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Store,
-    session::{Stop, Working},
+    session::{Retry, Stop, Working},
     shares::Share,
 };
 use crate::domain::{Error, Fingerprint, KeyId, Tally, WorkspaceId};
@@ -222,8 +222,10 @@ impl Store {
     /// # Errors
     /// As [`Store::insert_batch`]. The entries stay all the same.
     pub async fn end_import(&self, ids: ImportIds, tally: &Tally, end: Option<End>) -> Result<(), Error> {
+        // The caller of an import that broke waits for an error, and should not wait long.
+        let retry = if end.is_some() { Retry::begin() } else { Retry::never() };
         let counts = Arc::new((Counts { imported: tally.imported, skipped: tally.skipped, failed: tally.failed }, end));
-        let ended = self.write_again(Share::Import(ids.workspace), || {
+        let ended = self.write_again(Share::Import(ids.workspace), retry, || {
             let counts = counts.clone();
             move |connection: &mut PgConnection| -> Working<'_, ()> {
                 Box::pin(async move { write(connection, ids, &counts.0, counts.1.as_ref()).await })

@@ -40,6 +40,9 @@ const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the database is tried while it is away.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How long a call waits for a database that is away, so that a restart of it goes by almost unnoticed.
+const DOWN_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long it may take to tell a backend to stop.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -145,9 +148,12 @@ impl Link {
         matches!(*self.seen.borrow(), Seen::Up { .. })
     }
 
-    /// Waits for `ready`, but not while the link is down.
+    /// Waits for `ready`, but not while the link is down. One that is down already may be up again in a moment.
     pub(super) async fn or_down<T>(&self, ready: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let mut seen = self.seen.subscribe();
+        if within(DOWN_PATIENCE, seen.wait_for(|seen| matches!(seen, Seen::Up { .. }))).await.is_none() {
+            return Err(away("the link is down"));
+        }
         tokio::select! {
             biased;
             _ = seen.wait_for(|seen| matches!(seen, Seen::Down)) => Err(away("the link is down")),

@@ -176,7 +176,7 @@ pub(super) enum Repeat {
 /// The patience of one piece of work that is sent again: longer and longer pauses, and an end.
 #[derive(Debug)]
 pub(super) struct Retry {
-    began: Instant,
+    give_up_at: Instant,
     pause: Duration,
 }
 
@@ -188,12 +188,17 @@ impl Retry {
 
     /// Counts from now.
     pub(super) fn begin() -> Self {
-        Self { began: Instant::now(), pause: Self::FIRST_PAUSE }
+        Self { give_up_at: Instant::now() + Self::LIMIT, pause: Self::FIRST_PAUSE }
+    }
+
+    /// No patience.
+    pub(super) fn never() -> Self {
+        Self { give_up_at: Instant::now(), pause: Self::FIRST_PAUSE }
     }
 
     /// Waits before another try; false when there should be none.
     pub(super) async fn pause(&mut self) -> bool {
-        if self.began.elapsed() + self.pause > Self::LIMIT {
+        if Instant::now() + self.pause > self.give_up_at {
             return false;
         }
         sleep(self.pause).await;
@@ -262,12 +267,11 @@ impl Store {
     }
 
     /// Writes as [`Store::write`] does, and tries again while a repeat is safe. `make` makes the work of each try.
-    pub(super) async fn write_again<T, W>(&self, share: Share, mut make: impl FnMut() -> W) -> Result<T, Failed>
+    pub(super) async fn write_again<T, W>(&self, share: Share, mut retry: Retry, mut make: impl FnMut() -> W) -> Result<T, Failed>
     where
         T: Send + 'static,
         W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
     {
-        let mut retry = Retry::begin();
         loop {
             match self.write(share, make()).await {
                 Err(failed) if failed.repeat == Repeat::Safe && retry.pause().await => {}

@@ -124,3 +124,50 @@ impl Slots {
         own
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const OURS: WorkspaceId = WorkspaceId(1);
+    const THEIRS: WorkspaceId = WorkspaceId(2);
+
+    #[tokio::test]
+    async fn no_workspace_has_all_slots_and_none_waits_for_what_another_has_too_much_of() {
+        for connections_max in [4, 5, 8, 16, 100] {
+            let shares = Shares::of(connections_max);
+            let counts = [&shares.look_ups, &shares.imports, &shares.scans].map(|slots| slots.all.available_permits());
+            assert_eq!(counts.iter().sum::<usize>(), connections_max);
+            for share in [Share::LookUp, Share::Import, Share::Scan] {
+                // Unconstrained: the runtime makes a task wait now and then that never does.
+                let try_acquire =
+                    |share| tokio::task::unconstrained(shares.acquire(share)).now_or_never().map(|slot| slot.expect("open"));
+                let mut held = Vec::new();
+                while let Some(slot) = try_acquire(share(OURS)) {
+                    held.push(slot);
+                }
+                let mut waiting = Box::pin(shares.acquire(share(OURS)));
+                assert!(waiting.as_mut().now_or_never().is_none());
+                // A kind with a single slot cannot be shared, only taken by turns.
+                if !(held.len() == 1 && counts.contains(&1)) {
+                    assert!(try_acquire(share(THEIRS)).is_some(), "{connections_max} {:?}", share(THEIRS));
+                }
+                // Whoever gives up waiting leaves nothing behind; a slot that is given back is free.
+                drop(waiting);
+                held.pop();
+                assert!(try_acquire(share(OURS)).is_some());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn workspaces_that_have_no_slot_are_forgotten() {
+        let shares = Shares::of(16);
+        for number in 0..10_000 {
+            drop(shares.acquire(Share::LookUp(WorkspaceId(number))).await.expect("a slot"));
+        }
+        assert!(shares.look_ups.by_workspace.lock().expect("not poisoned").len() < 100);
+    }
+}

@@ -1,6 +1,9 @@
 //! What was acknowledged is there, whatever is killed.
 
-use dnc::postgres::{self, PrivatePostgres};
+use dnc::{
+    postgres::{self, PrivatePostgres},
+    proto::DeleteEntriesRequest,
+};
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -9,16 +12,90 @@ use crate::{
     harness::{TestServer, until, with_key},
 };
 
-#[tokio::test]
-async fn a_database_killed_in_the_middle_of_a_stream_loses_nothing_acknowledged() {
-    let dir = tempfile::tempdir().unwrap();
-    let options = postgres::Options { dir: dir.path().join("postgres"), is_ephemeral: false, connections_max: 50 };
-    let mut postgres = PrivatePostgres::start(options).await.unwrap();
+/// A database that a test may do anything to, migrated.
+async fn own_database(dir: &std::path::Path) -> (PrivatePostgres, String) {
+    let options = postgres::Options { dir: dir.join("postgres"), is_ephemeral: false, connections_max: 50 };
+    let postgres = PrivatePostgres::start(options).await.unwrap();
     postgres.create_database("dnc", "template0").await.unwrap();
     let database_url = postgres.url("dnc");
     let migrator = dnc::server::store(&database_url, &crate::harness::options(&[]).database).unwrap();
     migrator.migrate().await.unwrap();
     migrator.close().await;
+    (postgres, database_url)
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_was_lost_counts_as_what_it_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_postgres, database_url) = own_database(dir.path()).await;
+    let server = TestServer::start_with(&[], &database_url).await;
+    let mut connection = server.connection().await;
+    // A commit now waits for a copy that there is not, after it has happened here.
+    sqlx::raw_sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").execute(&mut connection).await.unwrap();
+    sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
+    let shown = async |connection: &mut sqlx::PgConnection| -> String {
+        sqlx::query_scalar("SHOW synchronous_standby_names").fetch_one(connection).await.unwrap()
+    };
+    while shown(&mut connection).await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let mut client = server.client().await;
+    let call = with_key(tokio_stream::iter([request(numbered(0..5).collect())]), &server.key);
+    let running = tokio::spawn(async move { client.import_entries(call).await });
+    until("the commit waits, and its connection is closed", || async {
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        sqlx::query(end).execute(&mut server.connection().await).await.unwrap().rows_affected() == 1
+    })
+    .await;
+    sqlx::raw_sql("ALTER SYSTEM RESET synchronous_standby_names").execute(&mut connection).await.unwrap();
+    sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
+    let answer = running.await.unwrap().unwrap().into_inner();
+    assert_eq!((answer.imported, answer.skipped), (5, 0));
+    assert_eq!(server.count().await, 5);
+}
+
+#[tokio::test]
+async fn a_transaction_that_came_into_conflict_is_tried_again_within_limits() {
+    let server = TestServer::start().await;
+    let refuse = "CREATE SEQUENCE tries;
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF nextval('tries') <= TG_ARGV[0]::int THEN RAISE EXCEPTION 'not now' USING ERRCODE = TG_ARGV[1]; END IF;
+                RETURN NULL;
+            END
+        $$;";
+    let mut connection = server.connection().await;
+    sqlx::raw_sql(refuse).execute(&mut connection).await.unwrap();
+    let mut number = 0;
+    for (event, tries, code, stored) in [
+        ("INSERT", 2, "40001", true),
+        ("INSERT", 2, "40P01", true),
+        ("INSERT", 1_000, "40001", false),
+        ("INSERT", 1, "22000", false),
+        ("DELETE", 2, "40001", true),
+    ] {
+        let trigger = format!(
+            "SELECT setval('tries', 1, false); DROP TRIGGER IF EXISTS refuse ON entries;
+             CREATE TRIGGER refuse AFTER {event} ON entries EXECUTE FUNCTION refuse({tries}, '{code}')"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(trigger)).execute(&mut connection).await.unwrap();
+        if event == "INSERT" {
+            let answer = server.import(vec![request(numbered(number..number + 5).collect())]).await;
+            assert_eq!(answer.is_ok_and(|answer| answer.imported == 5), stored, "{code}");
+            number += if stored { 5 } else { 0 };
+            assert_eq!(server.count().await, i64::from(number), "{code}");
+        } else {
+            let emails = numbered(0..3).map(|entry| entry.email).collect();
+            let call = with_key(DeleteEntriesRequest { emails, ..DeleteEntriesRequest::default() }, &server.key);
+            assert_eq!(server.client().await.delete_entries(call).await.unwrap().into_inner().deleted, 3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_killed_in_the_middle_of_a_stream_loses_nothing_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut postgres, database_url) = own_database(dir.path()).await;
     let server = TestServer::start_with(&[], &database_url).await;
 
     let (send, messages) = tokio::sync::mpsc::channel(1);

@@ -720,3 +720,23 @@ async fn random_operations_agree_with_a_model() {
         assert_eq!(&rows, model, "seed {seed}");
     }
 }
+
+#[tokio::test]
+async fn large_answers_fit_clients_that_take_no_more_than_4_mib() {
+    let server = TestServer::start().await;
+    let address = |number: u32| format!("{}{number:05}@{}example.com", "a".repeat(59), "long-label-of-a-domain.".repeat(7));
+    let entries: Vec<Entry> =
+        (0..10_000).map(|number| Entry { reason: format!("{number:05}{}", "ü".repeat(59)), ..email(address(number)) }).collect();
+    let imported = server.import(entries.chunks(2_000).map(|chunk| request(chunk.to_vec())).collect()).await.unwrap();
+    assert_eq!(imported.imported, 10_000);
+    let results = check(&server, &entries.iter().map(|entry| entry.email.as_str()).collect::<Vec<_>>()).await;
+    assert!(results.len() == 10_000 && results.iter().all(|result| result.suppressed));
+    assert!(results[0].entry.is_some() && results[9_999].entry.is_none());
+    let summary =
+        server.client().await.summarize_entries(with_key(SummarizeEntriesRequest {}, &server.key)).await.unwrap().into_inner();
+    assert_eq!((summary.total, summary.reasons.len()), (10_000, 1_000));
+    assert_eq!((summary.other_reasons, summary.other_entries), (9_000, 9_000));
+    let request = http_client().get(format!("{}/v1/dnc/summary", server.http_url)).header("x-api-key", &server.key);
+    let body: Value = request.send().await.unwrap().json().await.unwrap();
+    assert_eq!((&body["data"]["otherReasons"], &body["data"]["otherEntries"]), (&json!(9_000), &json!(9_000)));
+}
