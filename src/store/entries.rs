@@ -179,25 +179,32 @@ impl Drop for Rehearsal {
 async fn forget(store: &Store, workspace: WorkspaceId, id: Uuid) -> Result<(), Error> {
     let dead_before = OffsetDateTime::now_utc() - LONGEST_REHEARSAL;
     let dead_before = Timestamp::from_unix(NoContext, dead_before.unix_timestamp().unsigned_abs(), 0);
-    for (from, to) in [(id, id), (Uuid::nil(), Uuid::new_v7(dead_before))] {
-        loop {
+    for (first, last) in [(id, id), (Uuid::nil(), Uuid::new_v7(dead_before))] {
+        // From the last one on that was forgotten: the index still has those before, and to look for the rest from its
+        // beginning would take longer each time.
+        let mut after = Some((first, String::new()));
+        while let Some((rehearsal, address)) = after {
             let forgotten = store.write(Share::Scan(workspace), move |connection| {
                 Box::pin(async move {
                     let forgotten = query!(
-                        "DELETE FROM rehearsed WHERE ctid = ANY (ARRAY(
-                             SELECT ctid FROM rehearsed WHERE workspace_id = $1 AND rehearsal BETWEEN $2 AND $3 LIMIT $4
-                         ))",
+                        "WITH forgotten AS (
+                             SELECT ctid, rehearsal, address FROM rehearsed
+                             WHERE workspace_id = $1 AND (rehearsal, address) > ($2, $3) AND rehearsal <= $4
+                             ORDER BY rehearsal, address LIMIT $5
+                         ), gone AS (
+                             DELETE FROM rehearsed WHERE workspace_id + 0 = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM forgotten))
+                         )
+                         SELECT rehearsal, address FROM forgotten ORDER BY rehearsal DESC, address DESC LIMIT 1",
                         workspace.0,
-                        from,
-                        to,
+                        rehearsal,
+                        address,
+                        last,
                         FORGOTTEN_ENTRIES,
                     );
-                    Ok(forgotten.execute(connection).await?.rows_affected())
+                    Ok(forgotten.fetch_optional(connection).await?.map(|row| (row.rehearsal, row.address)))
                 })
             });
-            if forgotten.await? < FORGOTTEN_ENTRIES.unsigned_abs() {
-                break;
-            }
+            after = forgotten.await?;
         }
     }
     Ok(())

@@ -59,6 +59,11 @@ impl Lists {
         sqlx::raw_sql(AssertSqlSafe(statement.into())).execute(&mut PgConnection::connect(&self.url).await.unwrap()).await.unwrap();
     }
 
+    async fn number(&self, query: &'static str) -> i64 {
+        let connection = &mut PgConnection::connect(&self.url).await.unwrap();
+        sqlx::query_scalar(query).fetch_one(connection).await.unwrap()
+    }
+
     async fn now(&self) -> OffsetDateTime {
         let connection = &mut PgConnection::connect(&self.url).await.unwrap();
         sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await.unwrap()
@@ -321,4 +326,25 @@ async fn plans_that_were_made_for_an_empty_table_are_good_for_a_full_one() {
         // The import looks each entry up and writes it.
         assert!(looks.blocks <= BLOCKS_OF_A_LOOK * (i64::from(ROWS) + looked_up) + SLACK, "{prepared}: {looks:?}");
     }
+}
+
+#[tokio::test]
+async fn what_a_dry_run_has_seen_is_forgotten_in_one_pass() {
+    const SEEN: u32 = 200_000;
+    let lists = Lists::new().await;
+    let key = &lists.ours.1;
+    let seen = "SELECT count(*) FROM rehearsed";
+    lists
+        .looks(async |client| {
+            let messages = (0..SEEN).step_by(10_000).map(|from| {
+                let options = ImportOptions { validate_only: true, ..ImportOptions::default() };
+                with_options(numbered(from..from + 10_000).collect(), options)
+            });
+            let call = with_key(tokio_stream::iter(messages.collect::<Vec<_>>()), key);
+            assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, u64::from(SEEN));
+            until("it is forgotten", || async { lists.number(seen).await == 0 }).await;
+        })
+        .await;
+    let looks = lists.number("SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'rehearsed'").await;
+    assert!(looks <= i64::from(SEEN) + SLACK, "{looks} entries of the index");
 }
