@@ -95,12 +95,17 @@ impl Permit {
             let (owner, total) = take(part, total, wanted - held).await?;
             self.owner.merge(owner);
             self.total.merge(total);
-        } else {
-            // Dropping what was split off gives it back.
-            self.owner.split((held - wanted) as usize);
-            self.total.split((held - wanted) as usize);
         }
+        self.shrink(bytes);
         Ok(())
+    }
+
+    /// Gives back at once what is held beyond `bytes`.
+    pub fn shrink(&mut self, bytes: usize) {
+        let (wanted, held) = (units(bytes, self.owner_units_max) as usize, self.total.num_permits());
+        // Dropping what was split off gives it back.
+        self.owner.split(held.saturating_sub(wanted));
+        self.total.split(held.saturating_sub(wanted));
     }
 }
 

@@ -1,5 +1,5 @@
-//! `grpc.health.v1`: ready when the database answers, is migrated, and this server is not shutting down. Needs no key, so the database is looked at once
-//! a second at most, however many ask: everyone who asks within that second is told what the one look found.
+//! `grpc.health.v1`: ready when the database answers, is migrated, and this server is not shutting down. Needs no key, so however many ask, there is one look
+//! at the database at a time, which all share who asked before it began; watchers share one a second.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{domain::Error, proto::dnc_service_server::DncServiceServer, store::S
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a look at the database is good for, and how often watchers take one.
+/// How long a look at the database is good for watchers, and how often they need one.
 const LOOK_TTL: Duration = Duration::from_secs(1);
 
 /// The health service over this store; not serving once `draining` is cancelled.
@@ -33,26 +33,28 @@ pub fn service(store: Store, draining: CancellationToken) -> HealthServer<impl H
 struct Probe {
     store: Store,
     draining: CancellationToken,
-    /// When the database was last looked at, and whether it was ready. Locked while somebody looks, so that all others wait for that look.
+    /// When the last look at the database was begun, and whether it was ready. Locked while somebody looks, so that all others wait for that look.
     last: Arc<Mutex<Option<(Instant, bool)>>>,
 }
 
 impl Probe {
-    async fn status(&self) -> ServingStatus {
-        let is_ready = !self.draining.is_cancelled() && self.is_ready().await;
+    /// What a look finds that was begun no earlier than this.
+    async fn status(&self, not_before: Option<Instant>) -> ServingStatus {
+        let is_ready = !self.draining.is_cancelled() && self.is_ready(not_before).await;
         // A drain that began while the database answered counts too.
         if is_ready && !self.draining.is_cancelled() { ServingStatus::Serving } else { ServingStatus::NotServing }
     }
 
-    async fn is_ready(&self) -> bool {
+    async fn is_ready(&self, not_before: Option<Instant>) -> bool {
         let mut last = self.last.lock().await;
-        if let Some((at, is_ready)) = *last
-            && at.elapsed() < LOOK_TTL
+        if let Some((begun_at, is_ready)) = *last
+            && not_before.is_none_or(|not_before| begun_at >= not_before)
         {
             return is_ready;
         }
+        let begun_at = Instant::now();
         let is_ready = matches!(timeout(ANSWER_TIMEOUT, self.store.pending_migrations()).await, Ok(Ok(0)));
-        *last = Some((Instant::now(), is_ready));
+        *last = Some((begun_at, is_ready));
         is_ready
     }
 }
@@ -71,7 +73,7 @@ impl Health for Probe {
         if !is_known(&request.get_ref().service) {
             return Err(status::from_error(Error::NotFound("There is no service of that name here.")));
         }
-        Ok(Response::new(response(self.status().await)))
+        Ok(Response::new(response(self.status(Some(Instant::now())).await)))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
@@ -89,7 +91,7 @@ impl Health for Probe {
                 if draining && last == Some(ServingStatus::NotServing) {
                     return None;
                 }
-                let now = probe.status().await;
+                let now = probe.status(Instant::now().checked_sub(LOOK_TTL)).await;
                 if last != Some(now) {
                     return Some((Ok(response(now)), (probe, Some(now))));
                 }

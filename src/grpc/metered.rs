@@ -1,7 +1,8 @@
 //! What a call's request may have in memory. The messages of a request are followed through gRPC's frames as they come, so that bytes are taken from the budget
 //! before a message is read, and its entries are counted before anything is made of them: a message of 4 MiB may stand for 2 million empty ones.
 //!
-//! A message holds its bytes until the next one of its stream begins; the last one, until the answer has been taken. Calls of the gateway in this
+//! A message holds its bytes until the next one of its stream is asked for, and as many as its text has until that begins; the last one holds them until the
+//! answer has been taken. Calls of the gateway in this
 //! process do not pass here: it has the budget for its own bodies, and makes no message of more entries than are allowed.
 
 use std::{
@@ -74,6 +75,12 @@ fn shape(path: &str) -> Shape {
 pub(super) struct Work(Arc<Mutex<Option<Permit>>>);
 
 impl Work {
+    fn shrink(&self, bytes: usize) {
+        if let Some(permit) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            permit.shrink(bytes);
+        }
+    }
+
     fn replace(&self, permit: Option<Permit>) -> Option<Permit> {
         std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), permit)
     }
@@ -87,6 +94,7 @@ pub(super) struct Metered {
     shape: Shape,
     work: Work,
     place: Place,
+    last_length: usize,
     /// What came and is not passed on yet.
     received: Bytes,
     /// The end of a message that waits for more of the budget.
@@ -118,7 +126,19 @@ impl Metered {
     pub(super) fn new(body: Body, budget: Budget, owner: u64, path: &str, work: Work) -> Self {
         let shape = shape(path);
         let deadline = (!shape.has_many).then(|| Box::pin(sleep(MESSAGE_TIMEOUT)));
-        Self { body, budget, owner, shape, work, place: BETWEEN, received: Bytes::new(), last_piece: None, waiting: None, deadline }
+        Self {
+            body,
+            budget,
+            owner,
+            shape,
+            work,
+            place: BETWEEN,
+            last_length: 0,
+            received: Bytes::new(),
+            last_piece: None,
+            waiting: None,
+            deadline,
+        }
     }
 
     fn restart_deadline(&mut self) {
@@ -157,11 +177,15 @@ impl Metered {
             }
             match &mut self.place {
                 Place::Prefix { bytes, filled } => {
+                    let is_between = *filled == 0 && self.shape.has_many;
                     if self.received.is_empty() {
+                        if is_between {
+                            // A reader that asks for more has made what it needs of the message before; its text is still there.
+                            self.work.shrink(self.last_length);
+                        }
                         return Ok(None);
                     }
-                    if *filled == 0 && self.shape.has_many {
-                        // A reader that asks for more is done with the message before.
+                    if is_between {
                         self.work.replace(None);
                         self.deadline = Some(Box::pin(sleep(MESSAGE_TIMEOUT)));
                     }
@@ -199,6 +223,7 @@ impl Metered {
                     if *left > 0 {
                         return Ok(Some(piece));
                     }
+                    self.last_length = *length;
                     let bytes = *length + counter.entries * self.shape.entry_bytes;
                     self.place = BETWEEN;
                     self.last_piece = (!piece.is_empty()).then_some(piece);
@@ -373,6 +398,27 @@ mod tests {
         assert_eq!(counter.entries, 2);
         counter.feed(&[0x0f, 0x0a, 0x00]);
         assert_eq!(counter.entries, 2, "nothing is counted after what cannot be read");
+    }
+
+    #[tokio::test]
+    async fn a_stream_at_rest_holds_the_text_of_its_last_message() {
+        use futures_util::{FutureExt, StreamExt};
+        use http_body_util::{BodyExt, StreamBody};
+        let entry = Entry { email: "a@example.com".to_owned(), ..Entry::default() };
+        let bytes = ImportEntriesRequest { entries: vec![entry; 1_000], options: None }.encode_to_vec();
+        let length = bytes.len();
+        let message = [&[0][..], &(length as u32).to_be_bytes(), &bytes].concat();
+        let frames = tokio_stream::iter([Ok::<_, Status>(Frame::data(Bytes::from(message)))]).chain(tokio_stream::pending());
+        let budget = Budget::new(4 << 20);
+        let body = Body::new(StreamBody::new(frames));
+        let mut metered = Metered::new(body, budget.clone(), 1, "/dnc.v1.DncService/ImportEntries", Work::default());
+        assert_eq!(metered.frame().await.unwrap().unwrap().into_data().unwrap().len(), PREFIX_BYTES);
+        assert_eq!(metered.frame().await.unwrap().unwrap().into_data().unwrap().len(), length);
+        let rest = (1 << 20) - length.next_multiple_of(1024);
+        assert!(budget.acquire(1, rest).now_or_never().is_none(), "the message is in work");
+        assert!(metered.frame().now_or_never().is_none(), "no more comes");
+        assert!(budget.acquire(1, rest).now_or_never().is_some());
+        assert!(budget.acquire(1, rest + 1).now_or_never().is_none());
     }
 
     #[tokio::test]
