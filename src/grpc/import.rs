@@ -9,6 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use prost::Message;
 use tokio::{
+    sync::Semaphore,
     task::{JoinError, JoinSet},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
@@ -17,7 +18,7 @@ use tonic::{Status, Streaming};
 use tracing::Instrument;
 
 use super::{
-    ImportLimits, MESSAGE_BYTES_MAX,
+    ImportLimits,
     auth::{Authenticator, Principal},
     convert, status,
 };
@@ -37,7 +38,10 @@ const RECHECK_INTERVAL: Duration = Duration::from_millis(1_500);
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much of a repeat is read and kept while it waits, beside its first message.
-const AHEAD_BYTES_MAX: usize = MESSAGE_BYTES_MAX;
+const AHEAD_BYTES_MAX: usize = 2 << 20;
+
+/// Repeats that may wait at once.
+pub(super) const REPEATS_MAX: usize = 16;
 
 /// Imports a whole stream.
 ///
@@ -48,6 +52,7 @@ pub(super) async fn run(
     auth: &Authenticator,
     principal: Principal,
     limits: ImportLimits,
+    repeats: &Semaphore,
     messages: Streaming<ImportEntriesRequest>,
 ) -> Result<ImportEntriesResponse, Status> {
     let mut messages = Messages::new(messages, auth, &principal, limits);
@@ -62,7 +67,7 @@ pub(super) async fn run(
     let id = ImportId::new();
     let claim = match request_id {
         Some(request_id) => {
-            let waited = Claimed::wait_for(store, principal.workspace, id, request_id, &first.entries, &mut messages);
+            let waited = Claimed::wait_for(store, principal.workspace, id, request_id, &first.entries, &mut messages, repeats);
             match waited.await.map_err(status::from_error)? {
                 Ok(claim) => Some(claim),
                 Err(replay) => return convert::replay(replay).map_err(status::from_error),
@@ -88,8 +93,8 @@ pub(super) async fn run(
 /// The messages of a stream, as long as its key is good and it does not stand still.
 struct Messages<'a> {
     stream: Streaming<ImportEntriesRequest>,
-    /// What was read before its turn, and its length in bytes.
-    ahead: VecDeque<ImportEntriesRequest>,
+    /// What was read before its turn, encoded: so it takes a fraction of the memory.
+    ahead: VecDeque<Vec<u8>>,
     ahead_bytes: usize,
     has_ended: bool,
     auth: &'a Authenticator,
@@ -111,7 +116,7 @@ impl<'a> Messages<'a> {
 
     async fn next(&mut self) -> Result<Option<ImportEntriesRequest>, Error> {
         match self.ahead.pop_front() {
-            Some(message) => Ok(Some(message)),
+            Some(message) => ImportEntriesRequest::decode(message.as_slice()).map(Some).map_err(Error::internal),
             None if self.has_ended => Ok(None),
             None => self.receive().await,
         }
@@ -148,7 +153,7 @@ impl<'a> Messages<'a> {
             match self.receive().await? {
                 Some(message) => {
                     self.ahead_bytes += message.encoded_len();
-                    self.ahead.push_back(message);
+                    self.ahead.push_back(message.encode_to_vec());
                     if self.ahead_bytes > AHEAD_BYTES_MAX {
                         return Err(BUSY_REPEAT);
                     }
@@ -192,6 +197,7 @@ impl Claimed {
         request_id: String,
         first: &[Entry],
         messages: &mut Messages<'_>,
+        repeats: &Semaphore,
     ) -> Result<Result<Self, Replay>, Error> {
         let sent = || first.iter().map(|entry| (entry.email.as_str(), entry.r#type, entry.reason.as_str()));
         let require_same = |kept: Option<Fingerprint>| match kept {
@@ -202,6 +208,7 @@ impl Claimed {
         };
         let fingerprint = Fingerprint::of(sent());
         let give_up_at = Instant::now() + REPEAT_TIMEOUT;
+        let mut waiting = None;
         let mut pause = Duration::from_millis(20);
         loop {
             match store.claim_request(workspace, import, &request_id, &fingerprint).await? {
@@ -211,6 +218,9 @@ impl Claimed {
                     return Ok(Err(replay));
                 }
                 Claim::Busy(kept) => require_same(kept)?,
+            }
+            if waiting.is_none() {
+                waiting = Some(repeats.try_acquire().map_err(|_| BUSY_REPEAT)?);
             }
             let next_try = Instant::now() + pause;
             if let Ok(read) = timeout_at(next_try, messages.read_ahead()).await {

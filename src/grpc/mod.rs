@@ -18,6 +18,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::BoxStream};
 use http::HeaderMap;
+use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming, body::Body};
 
 use self::auth::{Authenticator, Principal};
@@ -40,6 +41,8 @@ pub struct DncService {
     store: Store,
     auth: Arc<Authenticator>,
     limits: ImportLimits,
+    /// Leave to wait for an import with the same request id.
+    repeats: Semaphore,
 }
 
 /// How much of the database one import may use, and how long it may say nothing.
@@ -56,7 +59,7 @@ pub struct ImportLimits {
 impl DncService {
     /// The service over this store. `auth` is the one that guards it.
     pub fn new(store: Store, auth: Arc<Authenticator>, limits: ImportLimits) -> Self {
-        Self { store, auth, limits }
+        Self { store, auth, limits, repeats: Semaphore::new(import::REPEATS_MAX) }
     }
 }
 
@@ -76,7 +79,7 @@ impl dnc_service_server::DncService for DncService {
         request: Request<Streaming<ImportEntriesRequest>>,
     ) -> Result<Response<ImportEntriesResponse>, Status> {
         let principal = principal(&request)?;
-        import::run(&self.store, &self.auth, principal, self.limits, request.into_inner()).await.map(Response::new)
+        import::run(&self.store, &self.auth, principal, self.limits, &self.repeats, request.into_inner()).await.map(Response::new)
     }
 
     async fn check_entries(&self, request: Request<CheckEntriesRequest>) -> Result<Response<CheckEntriesResponse>, Status> {

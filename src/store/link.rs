@@ -37,6 +37,9 @@ const BEAT_INTERVAL: Duration = Duration::from_millis(1_500);
 /// below the 10 seconds after which every call has its answer.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a new connection may take that shows whether the database is there.
+const OPEN_TIMEOUT: Duration = Duration::from_millis(2_500);
+
 /// How often the database is tried while it is away.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -299,7 +302,7 @@ async fn ask(connection: &mut Option<PgConnection>, connect: &PgConnectOptions) 
     // Taken out, so that one which does not answer is closed.
     let mut asked = match connection.take() {
         Some(asked) => asked,
-        None => match open(connect).await {
+        None => match within(OPEN_TIMEOUT, open(connect)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok((opened, _)) => opened,
             Err(refusal) if error::is_answer(&refusal) => return Ok(Seen::Up { asked_at, backends: None }),
             Err(error) => return Err(error),

@@ -42,9 +42,6 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How long a connection that rested may take to show that it is alive.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a new connection may take.
-const OPEN_TIMEOUT: Duration = Duration::from_millis(2_500);
-
 /// How much longer than a statement a whole piece of work may take. The database ends a statement by
 /// itself; this is for what it does not end, such as a COMMIT that waits for a replica.
 const WORK_MARGIN: Duration = Duration::from_secs(5);
@@ -73,23 +70,20 @@ pub(super) struct Session {
 /// # Errors
 /// Also when the database does not take writes: a copy that lags behind must not answer a check.
 pub(super) async fn open(options: &PgConnectOptions) -> Result<(PgConnection, Backend), sqlx::Error> {
-    let opening = async {
-        let mut connection = PgConnection::connect_with(options).await?;
-        // An answer promises that the data is durable, whatever the server's own default is.
-        let (pid, started_at, is_read_only, _): (i32, time::OffsetDateTime, bool, Option<String>) = sqlx::query_as(
-            "SELECT pid, backend_start, current_setting('transaction_read_only')::bool,
-                 CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
-             FROM pg_stat_activity WHERE pid = pg_backend_pid()",
-        )
-        .persistent(false)
-        .fetch_one(&mut connection)
-        .await?;
-        if is_read_only {
-            return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
-        }
-        Ok((connection, Backend { pid, started_at }))
-    };
-    within(OPEN_TIMEOUT, opening).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    let mut connection = PgConnection::connect_with(options).await?;
+    // An answer promises that the data is durable, whatever the server's own default is.
+    let (pid, started_at, is_read_only, _): (i32, time::OffsetDateTime, bool, Option<String>) = sqlx::query_as(
+        "SELECT pid, backend_start, current_setting('transaction_read_only')::bool,
+             CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
+         FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+    )
+    .persistent(false)
+    .fetch_one(&mut connection)
+    .await?;
+    if is_read_only {
+        return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
+    }
+    Ok((connection, Backend { pid, started_at }))
 }
 
 /// Makes sessions for the pool, and looks at those that come back.
