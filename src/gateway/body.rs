@@ -18,12 +18,13 @@ use axum::{
     body::{Body, Bytes},
     http::{HeaderMap, HeaderValue, header},
 };
-use futures_util::TryStreamExt;
+use futures_util::{FutureExt, TryStreamExt, stream};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio_util::{bytes::BytesMut, io::StreamReader};
 
 use super::error::Problem;
+use crate::budget::Permit;
 
 /// How long a body may stand still.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,10 +43,42 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// What zstd says of a frame whose window is larger. The crate keeps the error's number to itself.
 const WINDOW: &str = "Frame requires too much memory for decoding";
 
+/// Octets that are unpacked in one go: so many that go into a decoder, and so many that come out of it.
+const PIECE_BYTES: usize = 16 << 10;
 const READ_BYTES: usize = 64 << 10;
 
 /// How a decoder is told that the body under it broke off.
 const BROKEN: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+
+/// How a body is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+impl Encoding {
+    /// What the headers say.
+    ///
+    /// # Errors
+    /// 415 when it is none of those understood.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
+        let (first, more) = (named.next(), named.next());
+        let name = match (first.map(HeaderValue::to_str), more) {
+            (None, _) => return Ok(Self::Plain),
+            (Some(Ok(name)), None) => name.trim().to_ascii_lowercase(),
+            _ => return Err(Problem::encoding()),
+        };
+        match name.as_str() {
+            "identity" => Ok(Self::Plain),
+            "gzip" | "x-gzip" => Ok(Self::Gzip),
+            "zstd" => Ok(Self::Zstd),
+            _ => Err(Problem::encoding()),
+        }
+    }
+}
 
 /// A body on its way in.
 pub(super) enum Octets {
@@ -60,44 +93,38 @@ pub(super) struct Unpacking {
     decoder: Pin<Box<dyn AsyncRead + Send>>,
     bytes_in: Arc<AtomicU64>,
     bytes_out: u64,
+    /// What the decoder holds of the memory for all of them.
+    _window: Option<Permit>,
 }
 
 impl Octets {
-    /// The body that came with these headers.
-    ///
-    /// # Errors
-    /// 415 when its encoding is none of those understood.
-    pub(super) fn new(headers: &HeaderMap, body: Body) -> Result<Self, Problem> {
-        let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
-        let (first, more) = (named.next(), named.next());
-        let encoding = match (first.map(HeaderValue::to_str), more) {
-            (None, _) => return Ok(Self::Plain(body)),
-            (Some(Ok(name)), None) if name.trim().eq_ignore_ascii_case("identity") => return Ok(Self::Plain(body)),
-            (Some(Ok(name)), None) => name.trim().to_ascii_lowercase(),
-            _ => return Err(Problem::encoding()),
-        };
+    /// The body, unpacked.
+    pub(super) fn new(encoding: Encoding, body: Body, window: Option<Permit>) -> Self {
+        if encoding == Encoding::Plain {
+            return Self::Plain(body);
+        }
         let bytes_in = Arc::new(AtomicU64::new(0));
         let counter = bytes_in.clone();
         let octets = TryStreamExt::map_err(body.into_data_stream(), |_| io::Error::from(BROKEN));
-        let reader = StreamReader::new(octets.inspect_ok(move |chunk| {
-            counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        }));
-        let decoder: Pin<Box<dyn AsyncRead + Send>> = match encoding.as_str() {
-            "gzip" | "x-gzip" => {
-                let mut decoder = GzipDecoder::new(reader);
-                // What `cat a.gz b.gz` makes is a gzip file, too.
-                decoder.multiple_members(true);
-                Box::pin(decoder)
-            }
-            "zstd" => {
-                let window = DParameter::window_log_max(ZSTD_WINDOW_LOG_MAX);
-                let mut decoder = ZstdDecoder::with_params(reader, &[window]);
-                decoder.multiple_members(true);
-                Box::pin(decoder)
-            }
-            _ => return Err(Problem::encoding()),
+        // What unpacks to nothing (thousands of empty frames, say) is worked through piece by piece, too, with room for others between.
+        let pieces =
+            octets.map_ok(|chunk| stream::iter(pieces(chunk).map(Ok::<_, io::Error>))).try_flatten().and_then(move |piece| {
+                counter.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                tokio::task::yield_now().map(|()| Ok(piece))
+            });
+        let reader = StreamReader::new(pieces);
+        let decoder: Pin<Box<dyn AsyncRead + Send>> = if encoding == Encoding::Gzip {
+            let mut decoder = GzipDecoder::new(reader);
+            // What `cat a.gz b.gz` makes is a gzip file, too.
+            decoder.multiple_members(true);
+            Box::pin(decoder)
+        } else {
+            let window = DParameter::window_log_max(ZSTD_WINDOW_LOG_MAX);
+            let mut decoder = ZstdDecoder::with_params(reader, &[window]);
+            decoder.multiple_members(true);
+            Box::pin(decoder)
         };
-        Ok(Self::Packed(Unpacking { decoder, bytes_in, bytes_out: 0 }))
+        Self::Packed(Unpacking { decoder, bytes_in, bytes_out: 0, _window: window })
     }
 
     /// The next octets; none at the end. Loses nothing when it is given up half-way.
@@ -113,6 +140,14 @@ impl Octets {
         };
         tokio::time::timeout(IDLE_TIMEOUT, next).await.map_err(|_| Problem::timed_out())?
     }
+}
+
+/// A chunk in pieces that a decoder is through with in a moment.
+fn pieces(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let piece = chunk.split_to(chunk.len().min(PIECE_BYTES));
+        Some(piece).filter(|piece| !piece.is_empty())
+    })
 }
 
 async fn plain(body: &mut Body) -> Result<Option<Bytes>, Problem> {

@@ -12,7 +12,7 @@ use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt;
 
 use super::{body::ENCODINGS, pass_back};
-use crate::telemetry;
+use crate::{budget::Exhausted, telemetry};
 
 /// Who made a status, as its details say.
 const DOMAIN: &str = "dnc";
@@ -176,6 +176,14 @@ impl Problem {
         Self::unavailable("The service is not ready: its database is away or not migrated.")
     }
 
+    pub(super) fn busy() -> Self {
+        Self::unavailable("Too much is in work at the moment. Send the whole request again a little later.")
+    }
+
+    pub(super) fn silent() -> Self {
+        Self::unavailable("The service did not answer in time. Send the request again; what is stored is skipped.")
+    }
+
     pub(super) fn draining() -> Self {
         Self::unavailable("This server is shutting down. Send the request again.")
     }
@@ -189,6 +197,12 @@ impl Problem {
             StatusCode::INTERNAL_SERVER_ERROR,
             "Something went wrong inside the service. Report it with the X-Request-Id of this answer.",
         )
+    }
+}
+
+impl From<Exhausted> for Problem {
+    fn from(_: Exhausted) -> Self {
+        Self::busy()
     }
 }
 

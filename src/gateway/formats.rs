@@ -6,15 +6,17 @@ use std::{
 };
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use futures_util::{Stream, StreamExt, TryStreamExt, stream::try_unfold};
+use futures_util::{Stream, StreamExt, stream::try_unfold};
 use serde::Serialize;
+use tokio::time::timeout;
 use tonic::Streaming;
 
 use super::{
+    ANSWER_TIMEOUT,
     answers::{time_text, type_name},
     body::{IDLE_TIMEOUT, Octets},
     error::Problem,
@@ -80,7 +82,11 @@ impl Format {
 /// look whole.
 pub(super) fn file(format: Format, messages: Streaming<ExportEntriesResponse>) -> Response {
     let head = futures_util::stream::once(async move { Ok(format.head().as_bytes().to_vec()) });
-    let parts = messages.map_err(std::io::Error::other).and_then(move |message| async move { format.write(message.entries) });
+    let parts = try_unfold(messages, move |mut messages| async move {
+        let message = timeout(ANSWER_TIMEOUT, messages.message()).await.map_err(std::io::Error::other)?;
+        let Some(message) = message.map_err(std::io::Error::other)? else { return Ok(None) };
+        Ok::<_, std::io::Error>(Some((format.write(message.entries)?, messages)))
+    });
     (format.headers(), Body::from_stream(head.chain(parts))).into_response()
 }
 
@@ -122,6 +128,9 @@ const MESSAGE_ENTRIES: usize = 2_000;
 /// Why lines were refused here, by the index of the entry that went to the service in their place.
 pub(super) type Faults = Arc<Mutex<Vec<(u64, String)>>>;
 
+/// Octets that are read in one go.
+const SLICE_BYTES: usize = 8 << 10;
+
 /// How long entries wait for others to fill a message with.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
 
@@ -136,44 +145,60 @@ pub(super) fn messages(
     options: ImportOptions,
     faults: Faults,
 ) -> impl Stream<Item = Result<ImportEntriesRequest, Problem>> + Send + 'static {
-    let reader = Reader {
-        body: Some(body),
-        lines: Lines::of(format),
-        read: Read { entries: Vec::new(), count: 0, faults },
-        options: Some(options),
-    };
-    try_unfold(reader, |mut reader| async move { Ok(reader.next().await?.map(|message| (message, reader))) })
+    try_unfold(Reader::new(format, body, options, faults), |mut reader| async move {
+        Ok(reader.next().await?.map(|message| (message, reader)))
+    })
 }
 
 struct Reader {
     /// None once it has been read to its end.
     body: Option<Octets>,
+    /// What has come and is not read yet.
+    chunk: Bytes,
     lines: Lines,
     read: Read,
     options: Option<ImportOptions>,
 }
 
 impl Reader {
+    fn new(format: Format, body: Octets, options: ImportOptions, faults: Faults) -> Self {
+        Self {
+            body: Some(body),
+            chunk: Bytes::new(),
+            lines: Lines::of(format),
+            read: Read { entries: Vec::new(), count: 0, faults },
+            options: Some(options),
+        }
+    }
+
     async fn next(&mut self) -> Result<Option<ImportEntriesRequest>, Problem> {
         while self.read.entries.len() < MESSAGE_ENTRIES
             && let Some(body) = &mut self.body
         {
+            if !self.chunk.is_empty() {
+                // In slices, since a chunk of short lines becomes many times its size.
+                let slice = self.chunk.split_to(self.chunk.len().min(SLICE_BYTES));
+                self.lines.push(&slice, &mut self.read)?;
+                continue;
+            }
+            // A sender that is always faster than this must not keep others from the processor.
+            tokio::task::yield_now().await;
             // What has come goes on its way when nothing more comes for a moment; a live but slow sender must not look idle.
             let waiting = if self.read.entries.is_empty() { IDLE_TIMEOUT } else { FLUSH_AFTER };
-            let chunk = match tokio::time::timeout(waiting, body.next()).await {
+            let chunk = match timeout(waiting, body.next()).await {
                 Err(_) if !self.read.entries.is_empty() => break,
                 Err(_) => return Err(Problem::timed_out()),
                 Ok(chunk) => chunk?,
             };
             match chunk {
-                Some(chunk) => self.lines.push(&chunk, &mut self.read)?,
+                Some(chunk) => self.chunk = chunk,
                 None => {
                     self.lines.finish(&mut self.read)?;
                     self.body = None;
                 }
             }
         }
-        // A chunk may hold more than a message, and one message more than the service takes.
+        // A slice may hold more than a message, and one message more than the service takes.
         let mut octets = 0;
         let fitting = self.read.entries.iter().take(MESSAGE_ENTRIES).take_while(|entry| {
             octets += entry.email.len() + entry.reason.len() + 32;
@@ -325,7 +350,7 @@ fn starts_formula(cell: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::body::Encoding, *};
     use crate::fuzz::{pieces, spelled};
 
     #[test]
@@ -442,6 +467,22 @@ mod tests {
             assert_eq!(entries, [("a@example.com", 0), ("", 0), ("", 0), ("", 0), ("b.de", 2)]);
             assert_eq!(faults[0], (1, "email: expected a string".to_owned()));
             assert_eq!(faults[2], (3, TOO_LONG.to_owned()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chunk_of_very_short_lines_is_not_kept_as_entries_all_at_once() {
+        for (format, file) in
+            [(Format::Csv, "email\n".to_owned() + &"a\n".repeat(500_000)), (Format::Ndjson, "1\n".repeat(500_000))]
+        {
+            let octets = Octets::new(Encoding::Plain, Body::from(file), None);
+            let mut reader = Reader::new(format, octets, ImportOptions::default(), Faults::default());
+            let mut count = 0;
+            while let Some(message) = reader.next().await.ok().flatten() {
+                count += message.entries.len();
+                assert!(message.entries.len() + reader.read.entries.len() <= MESSAGE_ENTRIES + SLICE_BYTES / 2);
+            }
+            assert_eq!(count, 500_000);
         }
     }
 

@@ -12,13 +12,14 @@ mod formats;
 mod query;
 mod requests;
 mod upstream;
+mod whole;
 
 use std::{
-    future::Future,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -34,6 +35,7 @@ use futures_util::{
     FutureExt, Stream, StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, Streaming, client::Grpc, metadata::MetadataMap};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -44,12 +46,24 @@ pub use self::error::unreadable;
 pub use self::formats::{Format, as_meant, harmless};
 pub use self::requests::type_number;
 pub use self::upstream::{UPSTREAM_CALLS_MAX, UPSTREAM_CONNECTIONS_MAX, Upstream};
-use self::{body::Octets, error::Problem, query::Query};
+use self::{
+    error::Problem,
+    query::Query,
+    whole::{Bodies, Held},
+};
 use crate::{
+    budget::Budget,
     proto::{ExportEntriesRequest, ImportEntriesResponse, SummarizeEntriesRequest},
     running::Running,
     telemetry,
 };
+
+/// How long the service may be silent; it ends its own statements earlier. A deletion of a whole list takes as long as the list is long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
+const DELETE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long the service may take to say whether it is ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Response headers of the service that REST callers are told about.
 const PASSED_BACK: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
@@ -65,7 +79,7 @@ const PASSED_ON: [header::HeaderName; 4] = [
 #[derive(Clone)]
 struct Gateway {
     upstream: Upstream,
-    json_body_bytes_max: usize,
+    bodies: Bodies,
 }
 
 /// The body of an answer, and the headers that came with it.
@@ -83,9 +97,11 @@ impl Gateway {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let (request, fault) = request(headers, messages);
+        let (request, fault, asked) = request(headers, messages);
         let codec: ProstCodec<Q, A> = ProstCodec::default();
-        let answer = self.grpc().await?.client_streaming(request, PathAndQuery::from_static(method), codec).await;
+        let mut grpc = self.grpc().await?;
+        let answer = grpc.client_streaming(request, PathAndQuery::from_static(method), codec);
+        let answer = unless_silent(method, &asked, answer).await?;
         let (metadata, answer, _) = self.reconcile(method, headers, answer, &fault).await?.into_parts();
         Ok((metadata, answer))
     }
@@ -101,9 +117,10 @@ impl Gateway {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let (request, fault) = request(headers, messages);
+        let (request, fault, asked) = request(headers, messages);
         let codec: ProstCodec<Q, A> = ProstCodec::default();
-        let answer = self.grpc().await?.streaming(request, PathAndQuery::from_static(method), codec).await;
+        let mut grpc = self.grpc().await?;
+        let answer = unless_silent(method, &asked, grpc.streaming(request, PathAndQuery::from_static(method), codec)).await?;
         let (metadata, answer, _) = self.reconcile(method, headers, answer, &fault).await?.into_parts();
         Ok((metadata, answer))
     }
@@ -138,7 +155,9 @@ impl Gateway {
         }
         let nothing = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), stream::empty());
         let codec: ProstCodec<(), ()> = ProstCodec::default();
-        match self.grpc().await?.client_streaming(nothing, PathAndQuery::from_static(method), codec).await {
+        let mut grpc = self.grpc().await?;
+        let asked = grpc.client_streaming(nothing, PathAndQuery::from_static(method), codec);
+        match timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| Problem::silent())? {
             Ok(answer) => Err(problem.with_metadata(answer.into_parts().0)),
             Err(refused) if error::is_refusal(&refused) => Err(refused.into()),
             // A method that answers once misses its message, which is what it was sent.
@@ -149,7 +168,14 @@ impl Gateway {
 
 /// All HTTP calls, in front of `upstream`. `requests` counts those that run; once
 /// `draining` is cancelled, new ones are refused.
-pub fn router(upstream: Upstream, json_body_bytes_max: usize, requests: TaskTracker, draining: CancellationToken) -> Router {
+/// JSON bodies may have `json_body_bytes_max`, and what they need in memory is counted in `work`.
+pub fn router(
+    upstream: Upstream,
+    json_body_bytes_max: usize,
+    work: Budget,
+    requests: TaskTracker,
+    draining: CancellationToken,
+) -> Router {
     Router::new()
         .route("/v1/dnc", post(add_entries).get(list_entries).delete(delete_entries))
         .route("/v1/dnc/import", post(import_entries))
@@ -160,7 +186,7 @@ pub fn router(upstream: Upstream, json_body_bytes_max: usize, requests: TaskTrac
         .route("/readyz", get(readyz))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
-        .with_state(Arc::new(Gateway { upstream, json_body_bytes_max }))
+        .with_state(Arc::new(Gateway { upstream, bodies: Bodies::new(json_body_bytes_max, work) }))
         .layer(middleware::from_fn_with_state(Around { requests, draining, discarded: discard::Places::default() }, around_each))
 }
 
@@ -186,7 +212,7 @@ async fn around_each(State(Around { requests, draining, discarded }): State<Arou
     );
     request.headers_mut().insert(telemetry::REQUEST_ID, request_id.clone());
     let is_private = request.uri().path() == "/v1" || request.uri().path().starts_with("/v1/");
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     async move {
         let request = discarded.keep(request);
         let mut response = if draining.is_cancelled() && request.uri().path() != "/healthz" {
@@ -212,7 +238,8 @@ async fn around_each(State(Around { requests, draining, discarded }): State<Arou
 
 async fn readyz(State(gateway): State<Arc<Gateway>>) -> Result<Response, Problem> {
     let request = HealthCheckRequest { service: String::new() };
-    let answer = HealthClient::new(gateway.upstream.clone()).check(request).await?.into_inner();
+    let mut health = HealthClient::new(gateway.upstream.clone());
+    let answer = timeout(READY_TIMEOUT, health.check(request)).await.map_err(|_| Problem::not_ready())??.into_inner();
     if answer.status() == ServingStatus::Serving {
         Ok(ok(serde_json::json!({ "status": "ready" })))
     } else {
@@ -257,10 +284,11 @@ async fn delete_entries(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let bytes = gateway.json_body(&headers, body);
+    let held = Held::default();
+    let decoding = gateway.bodies.decode(&headers, body, &held, requests::delete_request);
     let request = once(async move {
         Query::parse(query.as_deref(), &[])?;
-        requests::delete_request(&bytes.await?)
+        decoding.await
     });
     let (metadata, answer) = gateway.call("/dnc.v1.DncService/DeleteEntries", &headers, request).await?;
     Ok(pass_back(&metadata, ok(answers::delete_answer(answer))))
@@ -272,10 +300,11 @@ async fn check_entries(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let bytes = gateway.json_body(&headers, body);
+    let held = Held::default();
+    let decoding = gateway.bodies.decode(&headers, body, &held, requests::check_request);
     let request = once(async move {
         Query::parse(query.as_deref(), &[])?;
-        requests::check_request(&bytes.await?)
+        decoding.await
     });
     let (metadata, answer) = gateway.call("/dnc.v1.DncService/CheckEntries", &headers, request).await?;
     Ok(pass_back(&metadata, ok(answers::check_answer(answer))))
@@ -330,13 +359,14 @@ impl Gateway {
     ) -> Result<Answer<ImportEntriesResponse>, Problem> {
         let request_id = headers.get("idempotency-key").cloned();
         let faults = formats::Faults::default();
-        let (received, json_bytes_max, kept) = (headers.clone(), self.json_body_bytes_max, faults.clone());
+        let held = Held::default();
+        let (received, bodies, kept, holding) = (headers.clone(), self.bodies.clone(), faults.clone(), held.clone());
         let messages = once(async move {
             let options = requests::import_options(query.as_deref(), request_id, default_reason)?;
-            Ok(match media_type(&received)? {
-                MediaType::File(format) => formats::messages(format, Octets::new(&received, body)?, options, kept).boxed(),
+            Ok(match MediaType::of(&received)? {
+                MediaType::File(format) => formats::messages(format, bodies.file(&received, body).await?, options, kept).boxed(),
                 MediaType::Json => {
-                    let entries = requests::import_entries(&read_json(&received, body, json_bytes_max).await?)?;
+                    let entries = bodies.decode(&received, body, &holding, requests::import_entries).await?;
                     stream::iter(requests::import_requests(entries, options)).map(Ok).boxed()
                 }
             })
@@ -356,11 +386,6 @@ impl Gateway {
             }
         }
         Ok((metadata, answer))
-    }
-
-    fn json_body(&self, headers: &HeaderMap, body: Body) -> impl Future<Output = Result<Vec<u8>, Problem>> + Send + use<> {
-        let (headers, bytes_max) = (headers.clone(), self.json_body_bytes_max);
-        async move { read_json(&headers, body, bytes_max).await }
     }
 }
 
@@ -394,12 +419,17 @@ fn pass_back(metadata: &MetadataMap, mut response: Response) -> Response {
 /// Why the messages of a call broke off.
 type Fault = Arc<Mutex<Option<Problem>>>;
 
+/// When the service asked for a message last.
+type Asked = Arc<Mutex<Instant>>;
+
 /// A request with these messages. When one cannot be made, the request is cancelled and the cause kept: ending the stream would look
 /// like a whole, shorter call.
 fn request<M: Send + 'static>(
     headers: &HeaderMap,
     messages: impl Stream<Item = Result<M, Problem>> + Send + 'static,
-) -> (tonic::Request<BoxStream<'static, M>>, Fault) {
+) -> (tonic::Request<BoxStream<'static, M>>, Fault, Asked) {
+    let asked = Arc::new(Mutex::new(Instant::now()));
+    let noted = asked.clone();
     let fault = Fault::default();
     let mut request = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), ());
     let cancel = request.cancellation_handle();
@@ -417,7 +447,28 @@ fn request<M: Send + 'static>(
             }
         }
     });
-    (request.map(|()| messages.boxed()), fault)
+    let mut messages = messages.boxed();
+    let messages = stream::poll_fn(move |cx| {
+        *noted.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        messages.poll_next_unpin(cx)
+    });
+    (request.map(|()| messages.boxed()), fault, asked)
+}
+
+/// Gives a call up when the service neither asks for a message nor answers for too long. While it waits for a message, the body's own
+/// deadlines hold.
+async fn unless_silent<T>(method: &str, asked: &Asked, answer: impl Future<Output = T>) -> Result<T, Problem> {
+    let patience = if method.ends_with("/DeleteEntries") { DELETE_TIMEOUT } else { ANSWER_TIMEOUT };
+    let mut answer = std::pin::pin!(answer);
+    loop {
+        let deadline = *asked.lock().unwrap_or_else(PoisonError::into_inner) + patience;
+        if deadline <= Instant::now() {
+            return Err(Problem::silent());
+        }
+        if let Ok(answer) = timeout_at(deadline, &mut answer).await {
+            return Ok(answer);
+        }
+    }
 }
 
 /// A stream that can be read on after a call that took it has ended. To the call it has ended, too, once it is taken over.
@@ -455,31 +506,15 @@ enum MediaType {
     File(Format),
 }
 
-fn media_type(headers: &HeaderMap) -> Result<MediaType, Problem> {
-    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match essence.as_str() {
-        "application/json" => Ok(MediaType::Json),
-        "application/x-ndjson" => Ok(MediaType::File(Format::Ndjson)),
-        "text/csv" => Ok(MediaType::File(Format::Csv)),
-        _ => Err(Problem::media_type()),
-    }
-}
-
-/// The whole body of a JSON request.
-async fn read_json(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Vec<u8>, Problem> {
-    let MediaType::Json = media_type(headers)? else { return Err(Problem::media_type()) };
-    let mut octets = Octets::new(headers, body)?;
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|bytes| bytes > bytes_max) {
-        return Err(Problem::too_large(bytes_max));
-    }
-    let mut bytes = Vec::with_capacity(announced.unwrap_or_default());
-    while let Some(chunk) = octets.next().await? {
-        if bytes.len() + chunk.len() > bytes_max {
-            return Err(Problem::too_large(bytes_max));
+impl MediaType {
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let essence = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match essence.as_str() {
+            "application/json" => Ok(Self::Json),
+            "application/x-ndjson" => Ok(Self::File(Format::Ndjson)),
+            "text/csv" => Ok(Self::File(Format::Csv)),
+            _ => Err(Problem::media_type()),
         }
-        bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes)
 }

@@ -101,7 +101,7 @@ impl Bound {
         let budget = Budget::new(options.http.work_bytes_max);
         // The gateway is handed the guarded service itself; reflection is for clients on the network.
         let upstream = Upstream::Here(Routes::new(guarded.clone()).add_service(health.clone()).prepare());
-        let routes = Routes::new(guarded.with_budget(budget))
+        let routes = Routes::new(guarded.with_budget(budget.clone()))
             .add_service(health)
             .add_service(reflection_v1()?)
             .add_service(reflection_v1alpha()?);
@@ -116,7 +116,7 @@ impl Bound {
         let tls = tls_files(&options.http.tls)?;
         let places = || places(&options.http, 2, options.database.database_connections_max.into());
         let grpc = Listener::bind(Protocol::Grpc, options.grpc_addr, routes, tls.as_ref(), places())?;
-        let router = gateway::router(upstream, options.http.json_body_bytes_max, calls.clone(), draining.clone());
+        let router = gateway::router(upstream, options.http.json_body_bytes_max, budget, calls.clone(), draining.clone());
         let http = Listener::bind(Protocol::Http, options.http.http_addr, router, tls.as_ref(), places())?;
         Ok(Self { http, grpc: Some(grpc), draining, calls, drain_timeout: Duration::from_secs(options.http.drain_timeout_secs) })
     }
@@ -128,7 +128,8 @@ impl Bound {
     pub async fn gateway(upstream: Upstream, options: &HttpOptions) -> anyhow::Result<Self> {
         let draining = CancellationToken::new();
         let calls = TaskTracker::new();
-        let router = gateway::router(upstream, options.json_body_bytes_max, calls.clone(), draining.clone());
+        let budget = Budget::new(options.work_bytes_max);
+        let router = gateway::router(upstream, options.json_body_bytes_max, budget, calls.clone(), draining.clone());
         let places = places(options, 1, gateway::UPSTREAM_CONNECTIONS_MAX as u64);
         let http = Listener::bind(Protocol::Http, options.http_addr, router, tls_files(&options.tls)?.as_ref(), places)?;
         Ok(Self { http, grpc: None, draining, calls, drain_timeout: Duration::from_secs(options.drain_timeout_secs) })

@@ -318,13 +318,13 @@ async fn both_listeners_speak_tls() {
     assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, 0);
 }
 
-fn gzip(octets: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(octets: &[u8]) -> Vec<u8> {
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::Write::write_all(&mut packer, octets).unwrap();
     packer.finish().unwrap()
 }
 
-fn zstd(octets: &[u8]) -> Vec<u8> {
+pub(crate) fn zstd(octets: &[u8]) -> Vec<u8> {
     zstd::stream::encode_all(octets, 3).unwrap()
 }
 

@@ -6,6 +6,7 @@ mod address_book;
 mod harness;
 
 mod auth;
+mod bombs;
 mod budget;
 mod cli;
 mod connections;
