@@ -15,6 +15,7 @@ mod link;
 mod lists;
 mod session;
 mod shares;
+mod sockets;
 mod tenants;
 
 use std::{str::FromStr, sync::Arc, time::Duration};

@@ -32,6 +32,7 @@ use super::{
     error::{self, from_sqlx},
     link::{Backend, Link, Watched, within},
     shares::{Share, Slot},
+    sockets,
 };
 use crate::domain::{Error, WorkspaceId};
 
@@ -71,6 +72,7 @@ pub(super) struct Session {
 /// Also when the database does not take writes: a copy that lags behind must not answer a check.
 pub(super) async fn open(options: &PgConnectOptions) -> Result<(PgConnection, Backend), sqlx::Error> {
     let mut connection = PgConnection::connect_with(options).await?;
+    sockets::give_up_dead_peers(options.get_port());
     // An answer promises that the data is durable, whatever the server's own default is.
     let (pid, started_at, is_read_only, _): (i32, time::OffsetDateTime, bool, Option<String>) = sqlx::query_as(
         "SELECT pid, backend_start, current_setting('transaction_read_only')::bool,

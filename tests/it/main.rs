@@ -15,6 +15,7 @@ mod drain;
 mod faults;
 mod gateway;
 mod import;
+mod migrations;
 mod plans;
 mod refusals;
 mod strict;

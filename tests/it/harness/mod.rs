@@ -86,14 +86,24 @@ fn store(url: &str) -> Store {
 
 /// The URL of a new, migrated and empty database.
 pub async fn database() -> String {
-    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let run = tokio::task::spawn_blocking(run).await.unwrap();
+    new_database(run, &run.template).await
+}
+
+/// The URL of a new database with nothing in it.
+pub async fn bare_database() -> String {
+    let run = tokio::task::spawn_blocking(run).await.unwrap();
+    new_database(run, "template0").await
+}
+
+async fn new_database(run: &Run, template: &str) -> String {
+    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let name = format!("dnc_test_{}_{number}", std::process::id());
     // A template can be copied by one at a time.
     static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _copying = COPYING.lock().await;
-    postgres::create_database(&format!("{}postgres", run.base_url), &name, &run.template).await.unwrap();
+    postgres::create_database(&format!("{}postgres", run.base_url), &name, template).await.unwrap();
     format!("{}{name}", run.base_url)
 }
 
