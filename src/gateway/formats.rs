@@ -175,14 +175,14 @@ impl Reader {
         while self.read.entries.len() < MESSAGE_ENTRIES
             && let Some(body) = &mut self.body
         {
+            // A sender that is always faster than this must not keep others from the processor, nor must a large chunk.
+            tokio::task::yield_now().await;
             if !self.chunk.is_empty() {
                 // In slices, since a chunk of short lines becomes many times its size.
                 let slice = self.chunk.split_to(self.chunk.len().min(SLICE_BYTES));
                 self.lines.push(&slice, &mut self.read)?;
                 continue;
             }
-            // A sender that is always faster than this must not keep others from the processor.
-            tokio::task::yield_now().await;
             // What has come goes on its way when nothing more comes for a moment; a live but slow sender must not look idle.
             let waiting = if self.read.entries.is_empty() { IDLE_TIMEOUT } else { FLUSH_AFTER };
             let chunk = match timeout(waiting, body.next()).await {
