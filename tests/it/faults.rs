@@ -1,14 +1,79 @@
 //! What the service does when the link to its database, the database itself or its callers fail; and that nothing is left behind afterwards.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use dnc::{
+    cli::issue_key,
+    gateway::Upstream,
+    proto::{EntryFilter, ListEntriesRequest, dnc_service_client::DncServiceClient},
+    store::KeyOwner,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::JoinSet,
     time::timeout,
 };
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic_types::StatusExt;
 
-use crate::harness::{Flow, Proxy, until};
+use crate::{
+    address_book::{numbered, request},
+    harness::{
+        Flow, Kind, OwnPostgres, Proxy, Served, TestServer, all_of, database, http_client, make_all, signal, until, upstream,
+        with_key,
+    },
+};
+
+/// When every call must have ended after the database fell silent, and when everything must work again after the database does: 10 s and
+/// 5 s by the contract, and some more for a machine that is busy with other tests.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(15);
+const RECOVERED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Calls every kind until it succeeds, and requires that all do so soon; then several of each at once, of which none may fail.
+async fn require_recovery(client: &DncServiceClient<Upstream>, key: &str, round: usize) {
+    let works_since = Instant::now();
+    let mut kinds = JoinSet::new();
+    for kind in Kind::ALL {
+        let (client, key) = (client.clone(), key.to_owned());
+        kinds.spawn(async move {
+            for number in 0.. {
+                let call = kind.make(client.clone(), &key, 100_000 * (round + 1) + number);
+                let outcome = timeout(Duration::from_secs(3), call).await;
+                if matches!(outcome, Ok(Ok(()))) {
+                    break;
+                }
+                assert!(works_since.elapsed() < RECOVERED_WITHIN, "{kind:?} does not work again: {outcome:?}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            assert!(works_since.elapsed() < RECOVERED_WITHIN, "{kind:?} works again only after {:?}", works_since.elapsed());
+        });
+    }
+    all_of(kinds).await;
+    for outcome in all_of(make_all(client, key, 1_000 * (round + 1)..1_000 * (round + 1) + 4)).await {
+        outcome.require(Code::Ok);
+    }
+}
+
+/// Requires that no session of a service is left in a transaction or a statement, that at most `connections_max` are there, and that the count which is kept is that of the rows.
+async fn require_nothing_left(server: &TestServer, connections_max: i64) {
+    let sessions = "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity
+                    WHERE application_name = 'dnc' AND datname = current_database() AND pid <> pg_backend_pid()";
+    // The service has one besides, to watch the link; and so has the store of the test, with four.
+    let sessions_max = connections_max + 1 + 5;
+    until("the sessions are idle and no more than there may be", || async {
+        let (all, busy): (i64, i64) = sqlx::query_as(sessions).fetch_one(&mut server.connection().await).await.unwrap();
+        all <= sessions_max && busy == 0
+    })
+    .await;
+    let call = with_key(ListEntriesRequest::default(), &server.key);
+    let listed = server.client().await.list_entries(call).await.unwrap().into_inner();
+    assert_eq!(listed.total_size, server.count().await);
+}
 
 /// A server that sends everything back, with `mark` before each piece.
 async fn echo(mark: u8) -> String {
@@ -77,4 +142,311 @@ async fn the_link_of_these_tests_does_what_is_asked_of_it() {
     assert!(ask(&mut connect().await).await.is_err());
     assert!(link.made() > made);
     until("all are closed", || async { link.open() == 0 }).await;
+}
+
+/// The whole story of a link that falls silent by `begin` and works again by `end`.
+async fn tell_of_silence(begin: impl AsyncFn(&Proxy), end: impl Fn(&Proxy, &str)) {
+    // One at a time: what each measures is time.
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = TURN.lock().await;
+    let database_url = database().await;
+    let link = Proxy::to(&database_url).await;
+    let server = TestServer::start_through(&[], &database_url, &link.url(&database_url)).await;
+    server.import(vec![request(numbered(0..3_000).collect())]).await.unwrap();
+    let client = server.upstream();
+    all_of(make_all(&client, &server.key, 0..2)).await;
+    let status = async |path: &str| {
+        let answer = http_client().get(format!("{}{path}", server.http_url)).header("x-api-key", &server.key).send().await.unwrap();
+        (answer.status().as_u16(), answer.headers().contains_key("retry-after"))
+    };
+    until("ready", || async { status("/readyz").await.0 == 200 }).await;
+
+    // Some calls are at the database when it happens, one is between two messages, others come afterwards, more than there are connections.
+    let mut blocker = server.connection().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE entries IN ACCESS EXCLUSIVE MODE").execute(&mut blocker).await.unwrap();
+    let running = make_all(&client, &server.key, 10..11);
+    until("calls wait for the database", || async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut server.connection().await).await.unwrap() >= 4
+    })
+    .await;
+    let (send, messages) = tokio::sync::mpsc::channel(8);
+    let mut importer = server.client().await;
+    let import = with_key(ReceiverStream::new(messages), &server.key);
+    let importing = tokio::spawn(async move { importer.import_entries(import).await });
+    send.send(request(numbered(50_000..55_000).collect())).await.unwrap();
+    begin(&link).await;
+    let silent_since = Instant::now();
+    sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
+    let new = make_all(&client, &server.key, 20..22);
+    for _ in 0..3 {
+        send.send(request(numbered(55_000..60_000).collect())).await.unwrap();
+    }
+    drop(send);
+    for mut calls in [running, new] {
+        while let Some(outcome) = timeout(2 * ANSWERED_WITHIN, calls.join_next()).await.expect("every call is answered") {
+            let outcome = outcome.unwrap();
+            outcome.require(Code::Unavailable);
+            assert!(silent_since.elapsed() < ANSWERED_WITHIN, "{outcome:?} only {:?} after", silent_since.elapsed());
+        }
+    }
+    let broken = timeout(ANSWERED_WITHIN, importing).await.expect("the import ends").unwrap().unwrap_err();
+    assert_eq!(broken.code(), Code::Unavailable);
+    assert_eq!(status("/readyz").await, (503, true));
+    let late = Instant::now();
+    assert_eq!(status("/v1/dnc").await, (503, true));
+    assert!(late.elapsed() < ANSWERED_WITHIN);
+
+    end(&link, &database_url);
+    let (_, ()) = tokio::join!(
+        async {
+            let works_since = Instant::now();
+            while status("/readyz").await.0 != 200 {
+                assert!(works_since.elapsed() < RECOVERED_WITHIN, "not ready");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        },
+        require_recovery(&client, &server.key, 0)
+    );
+    until("no more connections than there may be", || async { link.open() <= 16 }).await;
+    // The import that broke converges.
+    let answer = server.import(vec![request(numbered(50_000..60_000).collect())]).await.unwrap();
+    assert_eq!(answer.imported + answer.skipped, 10_000);
+    require_nothing_left(&server, 16).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_stalls_and_works_again() {
+    tell_of_silence(async |link| link.all(Flow::Stall), |link, _| link.mend()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_whose_old_connections_stay_silent_while_new_ones_work() {
+    tell_of_silence(async |link| link.all(Flow::Stall), |link, url| link.fail_over(url)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_loses_what_is_sent() {
+    tell_of_silence(async |link| link.all(Flow::Lose), |link, url| link.fail_over(url)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_cannot_even_be_connected_to() {
+    tell_of_silence(Proxy::unreachable, |link, url| link.fail_over(url)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_the_process_though_the_link_is_silent() {
+    let database_url = database().await;
+    let keys = TestServer::start_with(&[], &database_url).await;
+    let link = Proxy::to(&database_url).await;
+    let program = Path::new(env!("CARGO_BIN_EXE_dnc"));
+    let mut served = Served::start(program, &[], &link.url(&database_url)).await.unwrap();
+    let client = upstream(&served.grpc_url);
+    all_of(make_all(&client, &keys.key, 0..2)).await;
+    let descriptors = served.descriptors().unwrap();
+    link.all(Flow::Stall);
+    for outcome in all_of(make_all(&client, &keys.key, 10..12)).await {
+        outcome.require(Code::Unavailable);
+    }
+    link.fail_over(&database_url);
+    require_recovery(&client, &keys.key, 0).await;
+    until("no descriptor is left behind", || async { served.descriptors().unwrap() <= descriptors + 10 }).await;
+
+    // The first one drains, and a call is running.
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let mut importer = client.clone();
+    let import = with_key(ReceiverStream::new(messages), &keys.other_key);
+    let running = tokio::spawn(async move { importer.import_entries(import).await });
+    send.send(request(numbered(0..25_000).collect())).await.unwrap();
+    until("an import runs", || async { !keys.rows(keys.other_workspace).await.is_empty() }).await;
+    link.all(Flow::Stall);
+    let waiting = make_all(&client, &keys.key, 20..21);
+    served.signal("TERM");
+    assert!(served.ended_within(Duration::from_millis(500)).await.is_err());
+    served.signal("TERM");
+    let status = served.ended_within(Duration::from_secs(2)).await.expect("ended by the second signal");
+    assert_eq!(status.code(), Some(1));
+    assert!(running.await.unwrap().is_err());
+    all_of(waiting).await;
+
+    // One signal is enough for a server that has not begun to serve.
+    let mut starting = Served::spawn(program, &[], &link.url(&database_url)).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    signal(starting.id(), "TERM");
+    timeout(Duration::from_secs(2), starting.wait()).await.expect("ended by a signal").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_take_no_writes_are_given_up() {
+    let server = TestServer::start_with(&["--database-connections-max", "8"], &database().await).await;
+    let client = server.upstream();
+    let mut admin = server.connection().await;
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&mut admin).await.unwrap();
+    let set = async |admin: &mut sqlx::PgConnection, setting: &str| {
+        let statement = format!("ALTER DATABASE {name} {setting}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(admin).await.unwrap();
+    };
+    // What connections find that reach a standby in the middle of a fail-over.
+    set(&mut admin, "SET default_transaction_read_only = on").await;
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE application_name = 'dnc' AND datname = current_database() AND pid <> pg_backend_pid()";
+    sqlx::raw_sql(end).execute(&mut admin).await.unwrap();
+    let writes = [Kind::ImportOneBatch, Kind::ImportManyBatches, Kind::ImportWithRequestId, Kind::DeleteNamed];
+    let mut calls = JoinSet::new();
+    for number in 0..16 {
+        for kind in writes {
+            let (client, key) = (client.clone(), server.key.clone());
+            calls.spawn(async move { kind.make(client, &key, number).await.unwrap_err() });
+        }
+    }
+    for status in all_of(calls).await {
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.get_details_retry_info().is_some());
+    }
+    // A copy that lags behind must not answer a check either.
+    assert_eq!(Kind::CheckMany.make(client.clone(), &server.key, 0).await.unwrap_err().code(), Code::Unavailable);
+    let ready = || async { http_client().get(format!("{}/readyz", server.http_url)).send().await.unwrap().status() };
+    until("not ready", || async { ready().await == 503 }).await;
+
+    set(&mut admin, "RESET default_transaction_read_only").await;
+    require_recovery(&client, &server.key, 0).await;
+    assert_eq!(ready().await, 200);
+    require_nothing_left(&server, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_stopped_or_killed_in_the_middle_of_an_import() {
+    let mut postgres = OwnPostgres::start().await;
+    let server = TestServer::start_with(&[], &postgres.url).await;
+    let client = server.upstream();
+    let all: Vec<_> = numbered(0..60_000).collect();
+    for (round, name) in ["INT", "QUIT", "KILL"].into_iter().enumerate() {
+        let (send, messages) = tokio::sync::mpsc::channel(1);
+        let mut importer = server.client().await;
+        let import = with_key(ReceiverStream::new(messages), &server.other_key);
+        let importing = tokio::spawn(async move { importer.import_entries(import).await });
+        for chunk in all[..20_000 * (round + 1)].chunks(5_000) {
+            let _ = send.send(request(chunk.to_vec())).await;
+        }
+        postgres.end(name).await;
+        drop(send);
+        let outcome = timeout(2 * ANSWERED_WITHIN, importing).await.expect("the import ends").unwrap();
+        postgres.server.restart().await.unwrap();
+        require_recovery(&client, &server.key, round).await;
+        let stored = server.rows(server.other_workspace).await.len() as u64;
+        match outcome {
+            Ok(answer) => assert_eq!(answer.into_inner().imported, stored),
+            Err(status) => {
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                let counts = status.get_details_error_info().unwrap().metadata;
+                // Without any when it was refused at the door.
+                let count = |name: &str| counts.get(name).map_or(0, |count| count.parse::<u64>().unwrap());
+                let acknowledged = count("imported") + count("skipped");
+                assert!(acknowledged <= stored, "{acknowledged} acknowledged, {stored} stored");
+            }
+        }
+    }
+    let requests = all.chunks(5_000).map(|chunk| request(chunk.to_vec())).collect::<Vec<_>>();
+    let answer = server.client().await.import_entries(with_key(tokio_stream::iter(requests), &server.other_key)).await.unwrap();
+    assert_eq!((answer.get_ref().imported + answer.get_ref().skipped, answer.get_ref().failed), (60_000, 0));
+    assert_eq!(server.rows(server.other_workspace).await.len(), 60_000);
+    require_nothing_left(&server, 16).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_connection_is_lost_is_tried_again() {
+    let server = TestServer::start().await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let mut importer = server.client().await;
+    let import = with_key(ReceiverStream::new(messages), &server.key);
+    let importing = tokio::spawn(async move { importer.import_entries(import).await });
+    let mut admin = server.connection().await;
+    let all: Vec<_> = numbered(0..150_000).collect();
+    for (number, chunk) in all.chunks(5_000).enumerate() {
+        send.send(request(chunk.to_vec())).await.unwrap();
+        if number % 6 == 3 {
+            let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'dnc'
+                       AND datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'";
+            sqlx::raw_sql(end).execute(&mut admin).await.unwrap();
+        }
+    }
+    drop(send);
+    let answer = importing.await.unwrap().expect("lost connections are no reason to fail").into_inner();
+    assert_eq!((answer.imported + answer.skipped, answer.failed), (150_000, 0));
+    assert_eq!(server.count().await, 150_000);
+    require_nothing_left(&server, 16).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scans_that_were_given_up_do_not_run_on() {
+    let database_url = database().await;
+    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&database_url).await.unwrap();
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&mut admin).await.unwrap();
+    // A function that filters call takes its time from now on, so that a scan takes ten seconds.
+    let slow = format!(
+        "CREATE FUNCTION public.strpos(text, text) RETURNS int LANGUAGE plpgsql AS
+             'BEGIN PERFORM pg_sleep(0.05); RETURN pg_catalog.strpos($1, $2); END';
+         ALTER DATABASE {name} SET search_path = public, pg_catalog"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(slow)).execute(&mut admin).await.unwrap();
+    let server = TestServer::start_with(&[], &database_url).await;
+    server.import(vec![request(numbered(0..200).collect())]).await.unwrap();
+    let client = server.upstream();
+    let mut given_up = JoinSet::new();
+    for number in 0..30 {
+        let (mut client, key) = (server.client().await, server.key.clone());
+        given_up.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(30 * number)).await;
+            let filter = Some(EntryFilter { search: "nowhere".into(), ..EntryFilter::default() });
+            let call = client.list_entries(with_key(ListEntriesRequest { filter, ..ListEntriesRequest::default() }, &key));
+            assert!(timeout(Duration::from_millis(150), call).await.is_err(), "a scan is not that fast");
+        });
+    }
+    let scans = async |admin: &mut sqlx::PgConnection| {
+        let scans = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active' AND query LIKE '%strpos%'";
+        sqlx::query_scalar::<_, i64>(scans).fetch_one(admin).await.unwrap()
+    };
+    let mut most = 0;
+    while !given_up.is_empty() {
+        most = most.max(scans(&mut admin).await);
+        Kind::CheckOne.make(client.clone(), &server.other_key, 0).await.expect("others are served");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        while let Some(ended) = given_up.try_join_next() {
+            ended.unwrap();
+        }
+    }
+    assert!((1..=2).contains(&most), "{most} scans at once");
+    let left_at = Instant::now();
+    while scans(&mut admin).await > 0 {
+        assert!(left_at.elapsed() < Duration::from_secs(5), "scans go on for callers that are gone");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    require_nothing_left(&server, 16).await;
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_what_was_before_and_can_be_run_again() {
+    let url = database().await;
+    let name = format!("{}_unmigrated", url.rsplit('/').next().unwrap());
+    dnc::postgres::create_database(&url, &name, "template0").await.unwrap();
+    let url = format!("{}/{name}", url.rsplit_once('/').unwrap().0);
+    let program = Path::new(env!("CARGO_BIN_EXE_dnc"));
+    let migrate = async || tokio::process::Command::new(program).arg("migrate").env("DATABASE_URL", &url).output().await.unwrap();
+    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
+    // Stands where a later migration wants to make its own.
+    sqlx::raw_sql("CREATE TABLE secrets (x int)").execute(&mut admin).await.unwrap();
+    for _ in 0..2 {
+        let output = migrate().await;
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("migration 4"), "says which one");
+        assert!(Served::start(program, &[], &url).await.is_err(), "does not serve half a schema");
+    }
+    sqlx::raw_sql("DROP TABLE secrets").execute(&mut admin).await.unwrap();
+    assert!(migrate().await.status.success());
+    let server = TestServer::start_with(&[], &url).await;
+    assert_eq!(server.import(vec![request(numbered(0..10).collect())]).await.unwrap().imported, 10);
+    let owner = KeyOwner::Workspace(server.workspace);
+    issue_key(&server.store, owner, "", None).await.unwrap();
 }

@@ -1,25 +1,42 @@
 //! One PostgreSQL for the run, a database of its own for every test, and a running service in front of it.
 
+mod calls;
 pub mod process;
 mod proxy;
+mod served;
 
-use std::{ffi::OsString, path::PathBuf, sync::OnceLock, time::Duration};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+pub use calls::{Kind, all_of, give_up_after_polls, make_all};
 use clap::Parser;
 use dnc::{
     cli::issue_key,
     config::ServerOptions,
     domain::WorkspaceId,
+    gateway::Upstream,
+    grpc::{DncService, ImportLimits, auth::Authenticator, guard::Guard},
     postgres::{self, PrivatePostgres},
-    proto::{ImportEntriesRequest, ImportEntriesResponse, dnc_service_client::DncServiceClient},
+    proto::{
+        ImportEntriesRequest, ImportEntriesResponse, dnc_service_client::DncServiceClient, dnc_service_server::DncServiceServer,
+    },
     server::{Bound, Ended},
     store::{KeyOwner, Store, StoreOptions},
 };
 pub use proxy::{Flow, Proxy};
+pub use served::{Served, signal};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, transport::Channel};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    Request, Response, Status,
+    service::Routes,
+    transport::{Channel, Endpoint},
+};
 
 /// The server of this run. In a static, so it is never dropped: it stops when this process ends, in whatever way.
 struct Run {
@@ -107,6 +124,39 @@ async fn new_database(run: &Run, template: &str) -> String {
     format!("{}{name}", run.base_url)
 }
 
+/// A PostgreSQL of its own, for a test that harms it or reads its log, with a migrated database.
+pub struct OwnPostgres {
+    // Dropped first, so that the server has stopped when its directory goes.
+    pub server: PrivatePostgres,
+    pub url: String,
+    dir: tempfile::TempDir,
+}
+
+impl OwnPostgres {
+    pub async fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("dnc-test-").tempdir().unwrap();
+        let options = postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100 };
+        let server = PrivatePostgres::start(options).await.unwrap();
+        server.create_database("dnc", "template0").await.unwrap();
+        let url = server.url("dnc");
+        let store = store(&url);
+        store.migrate().await.unwrap();
+        store.close().await;
+        Self { server, url, dir }
+    }
+
+    /// Everything that the server has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("postgres.log")).unwrap()
+    }
+
+    /// Sends the server a signal that ends it, such as `KILL`, and waits until it has ended.
+    pub async fn end(&mut self, name: &str) {
+        signal(self.server.pid().ok(), name);
+        self.server.ended().await;
+    }
+}
+
 #[derive(Parser)]
 struct Flags {
     #[command(flatten)]
@@ -180,6 +230,26 @@ impl TestServer {
         DncServiceClient::new(self.channel().await)
     }
 
+    /// A client for calls of every kind.
+    pub fn upstream(&self) -> DncServiceClient<Upstream> {
+        upstream(&self.grpc_url)
+    }
+
+    /// The guarded service on connections of its own, called without a socket: a call that is dropped here is dropped there at once.
+    pub fn in_process(&self, flags: &[&str]) -> DncServiceClient<Upstream> {
+        let options = options(flags);
+        let store = dnc::server::store(&self.database_url, &options.database).unwrap();
+        let auth = Arc::new(Authenticator::new(store.clone(), None));
+        let limits = ImportLimits {
+            batch_entries_max: options.batch_entries_max as usize,
+            batches_in_flight_max: options.batches_in_flight_max.into(),
+            idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),
+        };
+        let service = DncServiceServer::new(DncService::new(store, auth.clone(), limits));
+        let guarded = Guard::new(service, auth, CancellationToken::new(), TaskTracker::new());
+        DncServiceClient::new(Upstream::Here(Routes::new(guarded).prepare()))
+    }
+
     pub async fn channel(&self) -> Channel {
         Channel::from_shared(self.grpc_url.clone()).unwrap().connect().await.unwrap()
     }
@@ -231,6 +301,11 @@ impl TestServer {
     pub async fn ended(mut self) -> Ended {
         self.running.take().unwrap().await.unwrap().unwrap()
     }
+}
+
+/// A client for calls of every kind to the server at `grpc_url`.
+pub fn upstream(grpc_url: &str) -> DncServiceClient<Upstream> {
+    DncServiceClient::new(Upstream::elsewhere(Endpoint::from_shared(grpc_url.to_owned()).unwrap()))
 }
 
 pub fn http_client() -> reqwest::Client {

@@ -1,0 +1,206 @@
+//! Callers that go away in the middle of a call, at every point where the service waits. Whatever they leave behind must harm nobody.
+
+use std::time::Duration;
+
+use dnc::{
+    cli::issue_key,
+    gateway::Upstream,
+    proto::{CheckEntriesRequest, DeleteEntriesRequest, ListEntriesRequest, dnc_service_client::DncServiceClient},
+    store::KeyOwner,
+};
+use sqlx::Connection;
+use time::OffsetDateTime;
+use tokio::{task::JoinSet, time::timeout};
+use tonic::Code;
+
+use crate::{
+    address_book::{numbered, request},
+    harness::{Kind, OwnPostgres, TestServer, all_of, database, give_up_after_polls, make_all, until, with_key},
+};
+
+/// Connections of the services that are looked at here: few, so that one that is spoiled is soon met again.
+const CONNECTIONS: usize = 8;
+const FLAGS: [&str; 2] = ["--database-connections-max", "8"];
+
+/// That every connection of a service is in order: transactions have ended, its time goes on, and all can be used at once.
+async fn require_clean(server: &TestServer, client: &DncServiceClient<Upstream>, expired_key: &str, round: usize) {
+    let open = "SELECT count(*) FROM pg_stat_activity
+                WHERE application_name = 'dnc' AND datname = current_database() AND state LIKE 'idle in transaction%'";
+    let mut connection = server.connection().await;
+    let mut left = i64::MAX;
+    for _ in 0..200 {
+        left = sqlx::query_scalar(open).fetch_one(&mut connection).await.unwrap();
+        if left == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(left, 0, "connections are idle in a transaction");
+    // As many at once as there are connections, so that each one is used.
+    let mut refused = JoinSet::new();
+    for _ in 0..8 * CONNECTIONS {
+        let (mut client, key) = (client.clone(), expired_key.to_owned());
+        refused.spawn(async move {
+            client.check_entries(with_key(CheckEntriesRequest { emails: vec!["a@example.com".into()] }, &key)).await.map(drop)
+        });
+    }
+    for outcome in all_of(refused).await {
+        assert_eq!(outcome.unwrap_err().code(), Code::Unauthenticated, "a key that has expired");
+    }
+    // What is stored now has the time of now. Round by round other entries, all of them new.
+    let before = OffsetDateTime::now_utc() - Duration::from_secs(5);
+    let first = 1_000_000 + 1_000 * u32::try_from(round).unwrap();
+    let mut imports = JoinSet::new();
+    for number in 0..2 * CONNECTIONS as u32 {
+        let (mut client, key) = (client.clone(), server.other_key.clone());
+        imports.spawn(async move {
+            let entries = numbered(first + 10 * number..first + 10 * (number + 1)).collect();
+            client.import_entries(with_key(tokio_stream::iter([request(entries)]), &key)).await
+        });
+    }
+    for answer in all_of(imports).await {
+        assert_eq!(answer.unwrap().into_inner().imported, 10);
+    }
+    let stale = "SELECT count(*) FROM entries WHERE workspace_id = $1 AND address >= $2 AND created_at < $3";
+    let stale: i64 = sqlx::query_scalar(stale)
+        .bind(server.other_workspace.0)
+        .bind(format!("user{first:07}"))
+        .bind(before)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(stale, 0, "entries got a time from before they were sent");
+    // Every kind of call works, several times at once.
+    for outcome in all_of(make_all(client, &server.key, 10_000 * (round + 1)..10_000 * (round + 1) + 3)).await {
+        outcome.require(Code::Ok);
+    }
+    // The count that is kept is that of the rows.
+    let listed = client.clone().list_entries(with_key(ListEntriesRequest::default(), &server.key)).await.unwrap();
+    assert_eq!(listed.into_inner().total_size, server.count().await);
+    connection.close().await.unwrap();
+}
+
+/// A key that has expired by the time this returns.
+async fn expired_key(server: &TestServer) -> String {
+    let owner = KeyOwner::Workspace(server.workspace);
+    let key = issue_key(&server.store, owner, "", Some(Duration::from_millis(1))).await.unwrap().reveal().to_owned();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    key
+}
+
+/// To open one takes the program many more steps than to use it, and a caller that leaves meanwhile learns nothing about the rest.
+async fn open_connections(client: &DncServiceClient<Upstream>, key: &str) {
+    all_of(make_all(client, key, 100..102)).await;
+}
+
+fn require_quiet_log(postgres: &OwnPostgres) {
+    let log = postgres.log();
+    let spoiled: Vec<_> =
+        log.lines().filter(|line| line.contains("transaction in progress") || line.contains("transaction is aborted")).collect();
+    assert!(spoiled.is_empty(), "{} times, such as {}", spoiled.len(), spoiled[0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_may_be_given_up_at_every_point() {
+    let postgres = OwnPostgres::start().await;
+    let server = TestServer::start_with(&[], &postgres.url).await;
+    let client = server.in_process(&FLAGS);
+    let expired = expired_key(&server).await;
+    open_connections(&client, &server.key).await;
+    let mut kinds = JoinSet::new();
+    for kind in Kind::ALL {
+        let (client, key) = (client.clone(), server.key.clone());
+        kinds.spawn(async move {
+            let is_large = matches!(kind, Kind::ImportManyBatches | Kind::ImportManyBatchesWithRequestId | Kind::DryRun);
+            let (mut polls, mut finished) = (1, 0);
+            for number in 0.. {
+                let outcome = give_up_after_polls(polls, kind.make(client.clone(), &key, number)).await;
+                finished += usize::from(outcome.is_some());
+                if finished == 5 || polls > 200 {
+                    break;
+                }
+                polls += if is_large { 1 + polls / 3 } else { 1 };
+            }
+            // How many points there are depends on where the service waits; so also after all kinds of times.
+            let (times, step) = if is_large { (10, Duration::from_millis(40)) } else { (100, Duration::from_micros(100)) };
+            for number in 0..times {
+                let _ = timeout(number * step, kind.make(client.clone(), &key, 1_000 + number as usize)).await;
+            }
+        });
+    }
+    all_of(kinds).await;
+    require_clean(&server, &client, &expired, 0).await;
+    require_quiet_log(&postgres);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_deletions_may_be_given_up() {
+    let postgres = OwnPostgres::start().await;
+    let server = TestServer::start_with(&[], &postgres.url).await;
+    let client = server.in_process(&FLAGS);
+    let expired = expired_key(&server).await;
+    open_connections(&client, &server.key).await;
+    let mut callers = JoinSet::new();
+    for caller in 0..CONNECTIONS {
+        let (client, key) = (client.clone(), server.key.clone());
+        callers.spawn(async move {
+            for number in 0..400 {
+                let mut client = client.clone();
+                let emails = numbered(0..5).map(|entry| entry.email).collect();
+                let call = client.delete_entries(with_key(DeleteEntriesRequest { emails, ..Default::default() }, &key));
+                // A whole call takes some ten polls. In between they all run through, so that connections stay open.
+                give_up_after_polls(if number % 20 == 0 { usize::MAX } else { 1 + (caller + number) % 12 }, call).await;
+            }
+        });
+    }
+    all_of(callers).await;
+    require_clean(&server, &client, &expired, 0).await;
+    require_quiet_log(&postgres);
+}
+
+#[tokio::test]
+async fn checks_that_are_given_up_while_they_wait_stop_no_others() {
+    let server = TestServer::start_with(&FLAGS, &database().await).await;
+    let client = server.upstream();
+    let check = |count: u32, patience: Duration| {
+        let (mut client, key) = (client.clone(), server.key.clone());
+        async move {
+            let emails = numbered(0..count).map(|entry| entry.email).collect();
+            timeout(patience, client.check_entries(with_key(CheckEntriesRequest { emails }, &key))).await
+        }
+    };
+    for count in [1, 300] {
+        for _ in 0..3 {
+            // Nothing can be read for a while, so all of them wait, most of them not yet at the database.
+            let mut blocker = server.connection().await;
+            let mut lock = blocker.begin().await.unwrap();
+            sqlx::query("LOCK TABLE entries IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+            let mut staying = JoinSet::new();
+            let mut leaving = JoinSet::new();
+            for number in 0..24 {
+                if number % 2 == 0 {
+                    leaving.spawn(check(count, Duration::from_millis(100 + 10 * number)));
+                } else {
+                    staying.spawn(check(count, Duration::from_secs(30)));
+                }
+            }
+            all_of(leaving).await;
+            lock.rollback().await.unwrap();
+            for answer in all_of(staying).await {
+                answer.expect("answered").unwrap();
+            }
+            let mut later = JoinSet::new();
+            for _ in 0..24 {
+                later.spawn(check(count, Duration::from_secs(30)));
+            }
+            for answer in all_of(later).await {
+                answer.expect("a later one is answered").unwrap();
+            }
+        }
+    }
+    until("no statement is left behind", || async {
+        let running = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dnc' AND datname = current_database() AND state <> 'idle'";
+        sqlx::query_scalar::<_, i64>(running).fetch_one(&mut server.connection().await).await.unwrap() == 0
+    })
+    .await;
+}

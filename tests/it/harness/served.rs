@@ -1,0 +1,86 @@
+//! The program itself, in a process that a test may harm.
+
+#![allow(dead_code, reason = "each program that includes this file uses a part of it")]
+
+use std::{io, path::Path, process::ExitStatus, process::Stdio, time::Duration};
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+/// `dnc serve` on free ports. Killed when this is dropped.
+pub struct Served {
+    child: Child,
+    pub http_url: String,
+    pub grpc_url: String,
+}
+
+impl Served {
+    /// Starts it, and waits until it serves.
+    ///
+    /// # Errors
+    /// When it ends instead, or takes longer than 30 s.
+    pub async fn start(program: &Path, flags: &[&str], database_url: &str) -> io::Result<Self> {
+        let mut child = Self::spawn(program, flags, database_url)?;
+        let mut log = BufReader::new(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?).lines();
+        let serving = async {
+            while let Some(line) = log.next_line().await? {
+                let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                if let (Some(http), Some(grpc)) = (line["http"].as_str(), line["grpc"].as_str()) {
+                    return Ok((http.to_owned(), grpc.to_owned()));
+                }
+            }
+            Err(io::Error::other("the server ended instead of serving"))
+        };
+        let (http_url, grpc_url) =
+            tokio::time::timeout(Duration::from_secs(30), serving).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        // What it logs must go somewhere, or it would wait.
+        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
+        Ok(Self { child, http_url, grpc_url })
+    }
+
+    /// Starts it, and does not wait for anything.
+    ///
+    /// # Errors
+    /// When the program cannot be run.
+    pub fn spawn(program: &Path, flags: &[&str], database_url: &str) -> io::Result<Child> {
+        Command::new(program)
+            .args(["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--log-format", "json"])
+            .args(flags)
+            .env("DATABASE_URL", database_url)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+    }
+
+    /// Sends it a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub async fn ended_within(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        tokio::time::timeout(limit, self.child.wait()).await.map_err(|_| io::ErrorKind::TimedOut)?
+    }
+
+    /// How many files and sockets it has open.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn descriptors(&self) -> io::Result<usize> {
+        let pid = self.child.id().ok_or(io::ErrorKind::NotFound)?;
+        Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+    }
+}
+
+/// Sends a signal to a process, unless it has ended.
+pub fn signal(pid: Option<u32>, name: &str) {
+    if let Some(pid) = pid {
+        let _ = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    }
+}
