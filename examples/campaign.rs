@@ -1,0 +1,660 @@
+//! Kills servers and the database under load, and checks every entry against a model after each fault.
+//!
+//! `cargo build --release && cargo run --release --example campaign -- --kills 1000 --seed 7`
+//!
+//! Each worker has addresses of its own, so it knows what became of each: present, absent, or unknown after a call
+//! that failed. A check that says "clear" of a present one is the gravest fault there is. A failure prints the
+//! seed, which replays the schedule of faults and operations; what they meet in time is up to the machine.
+
+#![allow(unreachable_pub, clippy::unwrap_used, reason = "a test by itself: what goes wrong ends it")]
+
+#[path = "../tests/it/harness/proxy.rs"]
+mod proxy;
+#[path = "../tests/it/harness/served.rs"]
+mod served;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use clap::Parser;
+use dnc::{
+    cli::issue_key,
+    domain::WorkspaceId,
+    postgres::{self, PrivatePostgres},
+    proto::{
+        CheckEntriesRequest, DeleteEntriesRequest, Entry, EntryFilter, ExportEntriesRequest, ImportEntriesRequest,
+        ImportEntriesResponse, ImportOptions, ListEntriesRequest, SummarizeEntriesRequest, dnc_service_client::DncServiceClient,
+    },
+    store::{KeyOwner, Store, StoreOptions},
+};
+use proxy::{Flow, Proxy};
+use served::{Served, signal};
+use sqlx::{Connection, PgConnection};
+use tokio::{sync::RwLock, task::JoinSet, time::timeout};
+use tonic::{Code, Request, Status, transport::Channel};
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Faults to cause
+    #[arg(long, default_value_t = 100)]
+    kills: u64,
+    /// What the schedule of faults and operations is made from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Callers at once
+    #[arg(long, default_value_t = 8)]
+    workers: u64,
+    /// The program under test; the one built beside this example unless set
+    #[arg(long, env = "DNC_PROGRAM")]
+    program: Option<PathBuf>,
+}
+
+/// Addresses of each worker.
+const ADDRESSES: u64 = 300;
+
+/// Entries of an import of several batches.
+const LONG_IMPORT: u64 = 12_000;
+
+/// A call without an answer after this time has none to come. A repeat of a request id whose server was killed waits until the claim
+/// of that server has run out, which takes 15 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// When everything must work again after a fault is over. The contract says 5 s; the rest is for restarts on a busy machine.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn of(seed: u64, stream: u64, step: u64) -> Self {
+        Self(
+            seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03)
+                ^ step.wrapping_mul(0xeb44_acca_b455_d165),
+        )
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Known {
+    #[default]
+    Absent,
+    Present,
+    /// A call that would have changed it failed.
+    Either,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Belief {
+    known: Known,
+    /// An import of it failed, and its transaction may still be open: it may be stored after a later deletion.
+    may_yet_come: bool,
+}
+
+/// What a worker knows about its addresses.
+type Model = BTreeMap<String, Belief>;
+
+struct Worker {
+    number: u64,
+    key: String,
+    model: Mutex<Model>,
+    /// Imports that succeeded with a request id, to be sent again.
+    answered: Mutex<HashMap<String, (Vec<String>, ImportEntriesResponse)>>,
+}
+
+/// What all workers share.
+struct Shared {
+    seed: u64,
+    clients: std::sync::RwLock<Vec<DncServiceClient<Channel>>>,
+    /// Held by each operation, and by the check that wants none to run.
+    gate: RwLock<()>,
+    counts: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Shared {
+    fn client(&self, random: &mut Random) -> DncServiceClient<Channel> {
+        let clients = self.clients.read().unwrap();
+        clients[random.below(clients.len() as u64) as usize].clone()
+    }
+
+    fn count(&self, what: &'static str) {
+        *self.counts.lock().unwrap().entry(what).or_default() += 1;
+    }
+}
+
+fn with_key<T>(message: T, key: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("x-api-key", key.parse().unwrap());
+    request
+}
+
+/// Runs a call; none when it failed in one of the ways that a fault explains.
+async fn outcome<T>(
+    shared: &Shared,
+    patience: Option<Duration>,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> anyhow::Result<Option<T>> {
+    let Ok(answer) = timeout(patience.unwrap_or(ANSWER_TIMEOUT), call).await else {
+        ensure!(patience.is_some(), "no answer in {ANSWER_TIMEOUT:?}");
+        shared.count("calls given up");
+        return Ok(None);
+    };
+    match answer {
+        Ok(answer) => {
+            shared.count("calls answered");
+            Ok(Some(answer.into_inner()))
+        }
+        // One without details was made by the client, whose connection was lost.
+        Err(status) if status.details().is_empty() || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) => {
+            shared.count("calls failed");
+            Ok(None)
+        }
+        Err(status) => bail!("an answer that no fault explains: {status:?}"),
+    }
+}
+
+impl Worker {
+    fn address(&self, number: u64) -> String {
+        format!("w{}n{number}@example{}.com", self.number, number % 5)
+    }
+
+    fn some_addresses(&self, random: &mut Random) -> Vec<String> {
+        let count = 1 + random.below(60);
+        let mut addresses: Vec<_> = (0..count).map(|_| self.address(random.below(ADDRESSES))).collect();
+        addresses.sort();
+        addresses.dedup();
+        addresses
+    }
+
+    async fn step(&self, shared: &Shared, step: u64) -> anyhow::Result<()> {
+        let random = &mut Random::of(shared.seed, self.number + 1, step);
+        let patience = (random.below(5) == 0).then(|| Duration::from_micros(random.below(30_000)));
+        let client = shared.client(random);
+        match random.below(20) {
+            0..=6 => self.import(shared, client, self.some_addresses(random), patience).await,
+            7 => {
+                let first = ADDRESSES + LONG_IMPORT * random.below(2);
+                self.import(shared, client, (first..first + LONG_IMPORT).map(|number| self.address(number)).collect(), patience)
+                    .await
+            }
+            8 | 9 => self.import_once(shared, random, step).await,
+            10 => self.replay(shared, client, random).await,
+            11..=13 => self.delete(shared, client, Some(self.some_addresses(random)), patience).await,
+            14 => self.delete(shared, client, None, patience).await,
+            _ => self.check(shared, client, self.some_addresses(random), patience).await,
+        }
+        .with_context(|| format!("worker {}, step {step}", self.number))
+    }
+
+    async fn import(
+        &self,
+        shared: &Shared,
+        mut client: DncServiceClient<Channel>,
+        addresses: Vec<String>,
+        patience: Option<Duration>,
+    ) -> anyhow::Result<()> {
+        let call = with_key(tokio_stream::iter(messages(&addresses, "")), &self.key);
+        let answer = outcome(shared, patience, client.import_entries(call)).await?;
+        self.imported(&addresses, answer.as_ref())
+    }
+
+    /// Changes the model as an import did, and checks its counts.
+    fn imported(&self, addresses: &[String], answer: Option<&ImportEntriesResponse>) -> anyhow::Result<()> {
+        let mut model = self.model.lock().unwrap();
+        let (mut least, mut most) = (0, 0);
+        for address in addresses {
+            let belief = model.entry(address.clone()).or_default();
+            least += u64::from(belief.known == Known::Absent && !belief.may_yet_come);
+            most += u64::from(belief.known != Known::Present);
+            if answer.is_some() {
+                belief.known = Known::Present;
+            } else if belief.known != Known::Present {
+                *belief = Belief { known: Known::Either, may_yet_come: true };
+            }
+        }
+        if let Some(answer) = answer {
+            let received = addresses.len() as u64;
+            ensure!(
+                answer.failed == 0 && answer.imported + answer.skipped == received,
+                "counts do not add up: {answer:?} of {received}"
+            );
+            ensure!((least..=most).contains(&answer.imported), "imported {}, not {least} to {most}", answer.imported);
+        }
+        Ok(())
+    }
+
+    /// Imports with a request id, again and again until there is an answer.
+    async fn import_once(&self, shared: &Shared, random: &mut Random, step: u64) -> anyhow::Result<()> {
+        let addresses = self.some_addresses(random);
+        let request_id = format!("w{}s{step}", self.number);
+        let before = self.model.lock().unwrap().clone();
+        let began = Instant::now();
+        let mut tries = 0;
+        let answer = loop {
+            let patience = (tries == 0 && random.below(3) == 0).then(|| Duration::from_micros(random.below(20_000)));
+            let mut client = shared.client(random);
+            let call = with_key(tokio_stream::iter(messages(&addresses, &request_id)), &self.key);
+            if let Some(answer) = outcome(shared, patience, client.import_entries(call)).await? {
+                break answer;
+            }
+            tries += 1;
+            if began.elapsed() > Duration::from_secs(3) {
+                // The check after the fault wants its turn. What became of this import shows then; it is not sent again.
+                return self.imported(&addresses, None);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        // Whichever try it was, the entries count as imported once.
+        let new = addresses.iter().map(|address| before.get(address).copied().unwrap_or_default());
+        let least = new.clone().filter(|belief| belief.known == Known::Absent && !belief.may_yet_come).count() as u64;
+        let most = new.filter(|belief| belief.known != Known::Present).count() as u64;
+        ensure!(
+            (least..=most).contains(&answer.imported),
+            "with a request id: imported {}, not {least} to {most}",
+            answer.imported
+        );
+        let mut model = self.model.lock().unwrap();
+        for address in &addresses {
+            model.entry(address.clone()).or_default().known = Known::Present;
+        }
+        drop(model);
+        self.answered.lock().unwrap().insert(request_id, (addresses, answer));
+        Ok(())
+    }
+
+    /// Sends an import again that has its answer: the same answer, and nothing is stored, not even what was deleted since.
+    async fn replay(&self, shared: &Shared, mut client: DncServiceClient<Channel>, random: &mut Random) -> anyhow::Result<()> {
+        let picked = {
+            let answered = self.answered.lock().unwrap();
+            let mut ids: Vec<_> = answered.keys().cloned().collect();
+            ids.sort();
+            if ids.is_empty() {
+                return Ok(());
+            }
+            let id = ids[random.below(ids.len() as u64) as usize].clone();
+            let (addresses, answer) = answered[&id].clone();
+            (id, addresses, answer)
+        };
+        let (request_id, addresses, first) = picked;
+        let call = with_key(tokio_stream::iter(messages(&addresses, &request_id)), &self.key);
+        if let Some(answer) = outcome(shared, None, client.import_entries(call)).await? {
+            ensure!(answer == first, "a repeat was answered {answer:?}, and first {first:?}");
+        }
+        Ok(())
+    }
+
+    /// Deletes the addresses, or all of this worker's by a filter.
+    async fn delete(
+        &self,
+        shared: &Shared,
+        mut client: DncServiceClient<Channel>,
+        named: Option<Vec<String>>,
+        patience: Option<Duration>,
+    ) -> anyhow::Result<()> {
+        let request = match &named {
+            Some(emails) => DeleteEntriesRequest { emails: emails.clone(), ..DeleteEntriesRequest::default() },
+            None => DeleteEntriesRequest {
+                all: true,
+                filter: Some(EntryFilter { search: format!("w{}n", self.number), ..EntryFilter::default() }),
+                ..DeleteEntriesRequest::default()
+            },
+        };
+        let answer = outcome(shared, patience, client.delete_entries(with_key(request, &self.key))).await?;
+        let mut model = self.model.lock().unwrap();
+        let addresses = named.unwrap_or_else(|| model.keys().cloned().collect());
+        let (mut least, mut most) = (0, 0);
+        for address in &addresses {
+            let belief = model.entry(address.clone()).or_default();
+            least += i64::from(belief.known == Known::Present);
+            most += i64::from(belief.known != Known::Absent || belief.may_yet_come);
+            belief.known = match (answer.is_some(), belief.known) {
+                (true, _) if belief.may_yet_come => Known::Either,
+                (true, _) | (false, Known::Absent) => Known::Absent,
+                (false, _) => Known::Either,
+            };
+        }
+        if let Some(answer) = answer {
+            ensure!((least..=most).contains(&answer.deleted), "deleted {}, not {least} to {most}", answer.deleted);
+        }
+        Ok(())
+    }
+
+    async fn check(
+        &self,
+        shared: &Shared,
+        mut client: DncServiceClient<Channel>,
+        emails: Vec<String>,
+        patience: Option<Duration>,
+    ) -> anyhow::Result<()> {
+        let call = client.check_entries(with_key(CheckEntriesRequest { emails: emails.clone() }, &self.key));
+        let Some(answer) = outcome(shared, patience, call).await? else { return Ok(()) };
+        let model = self.model.lock().unwrap();
+        ensure!(answer.results.len() == emails.len(), "{} results for {} addresses", answer.results.len(), emails.len());
+        for (result, email) in answer.results.iter().zip(&emails) {
+            ensure!(result.email == *email, "results are out of order");
+            let belief = model.get(email).copied().unwrap_or_default();
+            ensure!(
+                result.suppressed || belief.known != Known::Present,
+                "CLEAR was said of an address that is on the list: {email}"
+            );
+            let is_absent = belief.known == Known::Absent && !belief.may_yet_come;
+            ensure!(!(result.suppressed && is_absent), "suppressed was said of an address that is not on the list: {email}");
+        }
+        Ok(())
+    }
+}
+
+fn messages(addresses: &[String], request_id: &str) -> Vec<ImportEntriesRequest> {
+    let options = ImportOptions { request_id: request_id.to_owned(), ..ImportOptions::default() };
+    let message = |part: &[String]| ImportEntriesRequest {
+        entries: part.iter().map(|email| Entry { email: email.clone(), ..Entry::default() }).collect(),
+        options: Some(options.clone()),
+    };
+    addresses.chunks(4_000).map(message).collect()
+}
+
+/// What is killed, and what runs.
+struct Scene {
+    program: PathBuf,
+    postgres: PrivatePostgres,
+    url: String,
+    link: Proxy,
+    servers: Vec<Option<Served>>,
+    shared: Arc<Shared>,
+    workers: Vec<Arc<Worker>>,
+    workspaces: Vec<(WorkspaceId, String)>,
+    slowest_recovery: Duration,
+}
+
+impl Scene {
+    async fn start_server(&mut self, index: usize) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let served = loop {
+            match Served::start(&self.program, &["--database-connections-max", "8"], &self.link.url(&self.url)).await {
+                Ok(served) => break served,
+                Err(error) if began.elapsed() > RECOVERY_TIMEOUT => return Err(error).context("the server does not start again"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        };
+        let client = DncServiceClient::new(Channel::from_shared(served.grpc_url.clone())?.connect_lazy());
+        let mut clients = self.shared.clients.write().unwrap();
+        if index < clients.len() {
+            clients[index] = client;
+        } else {
+            clients.push(client);
+        }
+        drop(clients);
+        self.servers[index] = Some(served);
+        Ok(())
+    }
+
+    /// Causes one fault, and takes it back.
+    async fn harm(&mut self, random: &mut Random) -> anyhow::Result<&'static str> {
+        let moment = Duration::from_millis(random.below(400));
+        Ok(match random.below(8) {
+            0 | 1 => {
+                let index = random.below(self.servers.len() as u64) as usize;
+                if let Some(mut served) = self.servers[index].take() {
+                    served.signal("KILL");
+                    served.ended_within(RECOVERY_TIMEOUT).await?;
+                }
+                self.start_server(index).await?;
+                "server killed"
+            }
+            2 => {
+                signal(self.postgres.pid().ok(), "KILL");
+                self.postgres.ended().await;
+                self.postgres.restart().await?;
+                "database killed"
+            }
+            3 => {
+                let mut admin = PgConnection::connect(&self.url).await?;
+                let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                           WHERE application_name = 'dnc' AND state <> 'idle' AND pid <> pg_backend_pid()";
+                sqlx::raw_sql(end).execute(&mut admin).await?;
+                "busy backends ended"
+            }
+            4 => {
+                let mut admin = PgConnection::connect(&self.url).await?;
+                let one =
+                    "SELECT pid FROM pg_stat_activity WHERE application_name = 'dnc' ORDER BY state = 'idle', random() LIMIT 1";
+                let pid: Option<i32> = sqlx::query_scalar(one).fetch_optional(&mut admin).await?;
+                // PostgreSQL then restarts all of itself.
+                signal(pid.and_then(|pid| pid.try_into().ok()), "KILL");
+                "one backend killed"
+            }
+            5 => {
+                self.link.cut();
+                tokio::time::sleep(moment).await;
+                self.link.mend();
+                "link cut"
+            }
+            6 => {
+                self.link.all(Flow::Stall);
+                tokio::time::sleep(moment * u32::try_from(random.below(12))?).await;
+                if random.below(2) == 0 {
+                    self.link.mend();
+                    "link stalled"
+                } else {
+                    self.link.fail_over(&self.url);
+                    "link stalled, old connections dead"
+                }
+            }
+            _ => {
+                self.link.all(Flow::Lose);
+                tokio::time::sleep(moment).await;
+                self.link.fail_over(&self.url);
+                "link lost bytes, old connections dead"
+            }
+        })
+    }
+
+    /// Waits until every server answers, then compares everything there is with the models. No operation runs meanwhile.
+    async fn verify(&mut self) -> anyhow::Result<()> {
+        let shared = self.shared.clone();
+        let _none_runs = shared.gate.write().await;
+        let began = Instant::now();
+        let clients = shared.clients.read().unwrap().clone();
+        for mut client in clients.clone() {
+            for (_, key) in &self.workspaces {
+                loop {
+                    let call =
+                        with_key(DeleteEntriesRequest { emails: vec!["nobody@example.com".into()], ..Default::default() }, key);
+                    match timeout(ANSWER_TIMEOUT, client.delete_entries(call)).await {
+                        Ok(Ok(_)) => break,
+                        failed if began.elapsed() > RECOVERY_TIMEOUT => bail!("no recovery in {RECOVERY_TIMEOUT:?}: {failed:?}"),
+                        _ => tokio::time::sleep(Duration::from_millis(50)).await,
+                    }
+                }
+            }
+        }
+        self.slowest_recovery = self.slowest_recovery.max(began.elapsed());
+        let mut admin = PgConnection::connect(&self.url).await?;
+        let open =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dnc' AND (state <> 'idle' OR backend_xid IS NOT NULL)
+                    AND query NOT LIKE '%pg_stat_activity%'";
+        let began = Instant::now();
+        while sqlx::query_scalar::<_, i64>(open).fetch_one(&mut admin).await? > 0 {
+            // A backend whose connection is dead ends by itself, at the latest when its transaction has been idle for 30 s.
+            ensure!(began.elapsed() < Duration::from_secs(40), "transactions stay open");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for (index, (workspace, key)) in self.workspaces.iter().enumerate() {
+            let mut client = clients[index % clients.len()].clone();
+            let mut exported = BTreeMap::new();
+            let mut messages = client.export_entries(with_key(ExportEntriesRequest::default(), key)).await?.into_inner();
+            while let Some(message) = messages.message().await? {
+                for entry in message.entries {
+                    ensure!(exported.insert(entry.email, ()).is_none(), "an entry was exported twice");
+                }
+            }
+            let workers = self.workers.iter().filter(|worker| worker.key == *key);
+            let mut known = 0;
+            for worker in workers {
+                let mut model = worker.model.lock().unwrap();
+                for (address, belief) in model.iter_mut() {
+                    let is_there = exported.contains_key(address);
+                    known += usize::from(is_there);
+                    match belief.known {
+                        Known::Present => ensure!(is_there, "an acknowledged entry is missing: {address}"),
+                        Known::Absent => {
+                            ensure!(!is_there || belief.may_yet_come, "an acknowledged deletion left its entry: {address}")
+                        }
+                        Known::Either => {}
+                    }
+                    *belief = Belief { known: if is_there { Known::Present } else { Known::Absent }, may_yet_come: false };
+                }
+            }
+            ensure!(known == exported.len(), "{} entries that nobody imported", exported.len() - known);
+            let listed = client.list_entries(with_key(ListEntriesRequest::default(), key)).await?.into_inner().total_size;
+            ensure!(listed == exported.len() as i64, "the list counts {listed}, the export {}", exported.len());
+            let summed = client.summarize_entries(with_key(SummarizeEntriesRequest {}, key)).await?.into_inner().total;
+            ensure!(summed == exported.len() as i64, "the summary counts {summed}, the export {}", exported.len());
+            let logs = "SELECT COALESCE((SELECT sum(imported) FROM imports WHERE workspace_id = $1), 0)::bigint,
+                            COALESCE((SELECT sum(deleted) FROM deletions WHERE workspace_id = $1), 0)::bigint";
+            let (imported, deleted): (i64, i64) = sqlx::query_as(logs).bind(workspace.0).fetch_one(&mut admin).await?;
+            // An import of several batches that broke may have stored more than its row in the log says, never less.
+            ensure!(imported - deleted <= listed, "the logs say {imported} imported and {deleted} deleted, the list {listed}");
+        }
+        // Nothing is asked of connections that a fail-over left behind.
+        Ok(())
+    }
+}
+
+/// Why a worker ended, which none does by itself.
+fn why(ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>) -> String {
+    match ended {
+        Some(Ok(Err(error))) => format!("{error:#}"),
+        other => format!("{other:?}"),
+    }
+}
+
+async fn run(options: &Options) -> anyhow::Result<()> {
+    let program = match &options.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?.parent().and_then(|dir| dir.parent()).context("no directory")?.join("dnc"),
+    };
+    ensure!(program.exists(), "build the program first: cargo build, with --release if this is");
+    let dir = tempfile::Builder::new().prefix("dnc-campaign-").tempdir()?;
+    let postgres_options = postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100 };
+    let postgres = PrivatePostgres::start(postgres_options).await?;
+    postgres.create_database("dnc", "template0").await?;
+    let url = postgres.url("dnc");
+    let store = Store::new(&StoreOptions {
+        url: url.clone(),
+        connections_max: 4,
+        connect_timeout: Duration::from_secs(20),
+        statement_timeout: Duration::from_secs(60),
+    })?;
+    store.migrate().await?;
+    let mut workspaces = Vec::new();
+    for name in ["first", "second"] {
+        let workspace = store.create_workspace(name).await?;
+        workspaces.push((workspace, issue_key(&store, KeyOwner::Workspace(workspace), "", None).await?.reveal().to_owned()));
+    }
+    store.close().await;
+    drop(store);
+    let shared = Arc::new(Shared {
+        seed: options.seed,
+        clients: std::sync::RwLock::default(),
+        gate: RwLock::default(),
+        counts: Mutex::default(),
+    });
+    let workers: Vec<_> = (0..options.workers)
+        .map(|number| {
+            let key = workspaces[number as usize % workspaces.len()].1.clone();
+            Arc::new(Worker { number, key, model: Mutex::default(), answered: Mutex::default() })
+        })
+        .collect();
+    let link = Proxy::to(&url).await;
+    let servers = vec![None, None];
+    let mut scene = Scene {
+        program,
+        postgres,
+        url,
+        link,
+        servers,
+        shared: shared.clone(),
+        workers: workers.clone(),
+        workspaces,
+        slowest_recovery: Duration::ZERO,
+    };
+    for index in 0..scene.servers.len() {
+        scene.start_server(index).await?;
+    }
+    let mut running = JoinSet::new();
+    for worker in workers {
+        let shared = shared.clone();
+        running.spawn(async move {
+            for step in 0.. {
+                let _runs = shared.gate.read().await;
+                worker.step(&shared, step).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    for kill in 0..options.kills {
+        let random = &mut Random::of(options.seed, 0, kill);
+        let pause = Duration::from_millis(100 + random.below(500));
+        let fault = tokio::select! {
+            ended = running.join_next() => bail!("fault {kill}: {}", why(ended)),
+            fault = async {
+                tokio::time::sleep(pause).await;
+                scene.harm(random).await
+            } => fault.with_context(|| format!("fault {kill}"))?,
+        };
+        shared.count(fault);
+        tokio::select! {
+            ended = running.join_next() => bail!("after fault {kill}, {fault}: {}", why(ended)),
+            verified = scene.verify() => verified.with_context(|| format!("after fault {kill}, {fault}"))?,
+        }
+        if (kill + 1) % 50 == 0 {
+            println!("{} faults", kill + 1);
+        }
+    }
+    running.shutdown().await;
+    println!("| what | how many |\n|---|---|");
+    for (what, count) in shared.counts.lock().unwrap().iter() {
+        println!("| {what} | {count} |");
+    }
+    println!("| slowest recovery | {:.1} s |", scene.slowest_recovery.as_secs_f64());
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let began = Instant::now();
+    match run(&options).await {
+        Ok(()) => {
+            println!(
+                "{} faults, seed {}: everything agrees after {:.0} s",
+                options.kills,
+                options.seed,
+                began.elapsed().as_secs_f64()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("--seed {} --workers {}: {error:#}", options.seed, options.workers);
+            ExitCode::FAILURE
+        }
+    }
+}
