@@ -54,13 +54,12 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Divides this many connections, 4 at least: an eighth for scans, nearly a half for imports, the rest for
-    /// look-ups. [`Share::Service`] and look-ups have a little more together than there is, since both are short: a
-    /// connection is free in a moment, and all of them are used.
+    /// Divides this many connections, 4 at least: an eighth for scans, nearly a half for imports, and the rest for look-ups and
+    /// [`Share::Service`]. While imports and scans leave theirs unused, look-ups may have them: being short, they give them back in a moment.
     pub(super) fn of(connections_max: usize) -> Self {
         let scans = (connections_max / 8).max(1);
         let imports = (connections_max / 2 - usize::from(connections_max < 8)).max(1);
-        let look_ups = connections_max.saturating_sub(scans + imports).max(1);
+        let look_ups = (connections_max * 3 / 4).max(2);
         // Look-ups are short: one free slot is a short wait. The others are long, so a workspace may have half.
         Self {
             service: Arc::new(Semaphore::new(SERVICE_SLOTS)),
@@ -139,7 +138,7 @@ mod tests {
         for connections_max in [4, 5, 8, 16, 100] {
             let shares = Shares::of(connections_max);
             let counts = [&shares.look_ups, &shares.imports, &shares.scans].map(|slots| slots.all.available_permits());
-            assert_eq!(counts.iter().sum::<usize>(), connections_max);
+            assert!(counts[1] + counts[2] < connections_max, "look-ups always have a connection that nothing long holds");
             for share in [Share::LookUp, Share::Import, Share::Scan] {
                 // Unconstrained: the runtime makes a task wait now and then that never does.
                 let try_acquire =
