@@ -82,7 +82,12 @@ pub(super) async fn run(
     };
     let mut import = Import { store, principal: &principal, limits, default_reason, sink, tally: Tally::default() };
     match import.take_all(first, messages).await {
-        Ok(()) => Ok(convert::tally(&import.tally)),
+        Ok(()) => {
+            if let Sink::Store { claim: Some(claim), .. } = &mut import.sink {
+                claim.is_answered = true;
+            }
+            Ok(convert::tally(&import.tally))
+        }
         Err(error) => {
             import.settle().await;
             Err(status::of_import(error, &import.tally))
@@ -172,11 +177,16 @@ struct Claimed {
     workspace: WorkspaceId,
     import: ImportId,
     request_id: String,
+    /// True once the import has succeeded, and the id with it.
+    is_answered: bool,
     _renewing: AbortOnDropHandle<()>,
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
+        if self.is_answered {
+            return;
+        }
         let (store, workspace, import) = (self.store.clone(), self.workspace, self.import);
         let request_id = std::mem::take(&mut self.request_id);
         tokio::spawn(async move {
@@ -243,7 +253,14 @@ impl Claimed {
                 }
             }
         });
-        Ok(Ok(Self { store: store.clone(), workspace, import, request_id, _renewing: AbortOnDropHandle::new(renewing) }))
+        Ok(Ok(Self {
+            store: store.clone(),
+            workspace,
+            import,
+            request_id,
+            is_answered: false,
+            _renewing: AbortOnDropHandle::new(renewing),
+        }))
     }
 }
 
@@ -363,7 +380,8 @@ impl Import<'_> {
                 // The first error is the one that is reported; those of the batches beside it have the same cause.
                 let _ = collect_one(in_flight, &mut self.tally).await;
             }
-            if *batches > 1 {
+            // While the database is away, the row keeps what was known when it was written last.
+            if *batches > 1 && self.store.is_reachable() {
                 let ids = ImportIds { workspace: self.principal.workspace, key: self.principal.key, import: *import };
                 if let Err(error) = self.store.end_import(ids, &self.tally, None).await {
                     tracing::warn!(cause = %error, "the log of a broken import has the counts of its first batch alone");

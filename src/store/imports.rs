@@ -82,7 +82,8 @@ async fn write(connection: &mut PgConnection, ids: ImportIds, counts: &Counts, e
         "INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
          VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END, $5, $6, $7)
          ON CONFLICT (workspace_id, id) DO UPDATE SET
-             finished_at = excluded.finished_at, imported = excluded.imported, skipped = excluded.skipped, failed = excluded.failed",
+             finished_at = excluded.finished_at, imported = excluded.imported, skipped = excluded.skipped, failed = excluded.failed
+         WHERE imports.finished_at IS NULL",
         ids.workspace.0,
         ids.import.0,
         ids.key.0,
@@ -161,9 +162,12 @@ impl Store {
         request_id: &str,
         fingerprint: &Fingerprint,
     ) -> Result<Claim, Error> {
-        let (request_id, fingerprint) = (request_id.to_owned(), fingerprint.to_bytes());
-        let claim = self.write(Share::LookUp(workspace), move |connection| {
-            Box::pin(async move { claim(connection, workspace, import, &request_id, &fingerprint).await })
+        let asked: Arc<(String, Vec<u8>)> = Arc::new((request_id.to_owned(), fingerprint.to_bytes()));
+        let claim = self.write_again(Share::LookUp(workspace), Retry::begin().idempotent(), || {
+            let asked = asked.clone();
+            move |connection: &mut PgConnection| -> Working<'_, Claim> {
+                Box::pin(async move { claim(connection, workspace, import, &asked.0, &asked.1).await })
+            }
         });
         Ok(claim.await?)
     }
@@ -199,7 +203,7 @@ impl Store {
     /// As [`Store::claim_request`].
     pub async fn release_claim(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<(), Error> {
         let request_id = request_id.to_owned();
-        let released = self.write(Share::Service, move |connection| {
+        let released = self.write(Share::LookUp(workspace), move |connection| {
             Box::pin(async move {
                 query!(
                     "DELETE FROM import_requests
@@ -223,7 +227,7 @@ impl Store {
     /// As [`Store::insert_batch`]. The entries stay all the same.
     pub async fn end_import(&self, ids: ImportIds, tally: &Tally, end: Option<End>) -> Result<(), Error> {
         // The caller of an import that broke waits for an error, and should not wait long.
-        let retry = if end.is_some() { Retry::begin() } else { Retry::never() };
+        let retry = if end.is_some() { Retry::begin().idempotent() } else { Retry::never() };
         let counts = Arc::new((Counts { imported: tally.imported, skipped: tally.skipped, failed: tally.failed }, end));
         let ended = self.write_again(Share::Import(ids.workspace), retry, || {
             let counts = counts.clone();
@@ -248,7 +252,7 @@ async fn claim(
          ON CONFLICT (workspace_id, request_id) DO UPDATE SET
              import_id = excluded.import_id, started_at = now(), lease_until = excluded.lease_until,
              finished_at = NULL, errors = NULL, fingerprint = excluded.fingerprint
-         WHERE CASE WHEN known.finished_at IS NULL THEN known.lease_until < now()
+         WHERE CASE WHEN known.finished_at IS NULL THEN known.lease_until < now() OR known.import_id = excluded.import_id
                     ELSE known.finished_at < now() - interval '24 hours' END",
         workspace.0,
         request_id,

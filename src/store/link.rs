@@ -43,6 +43,12 @@ const OPEN_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// How often the database is tried while it is away.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How often a statement is cancelled until it ends.
+const CANCEL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An answer on any connection within this time shows that the database is slow and not silent.
+const HEARD_LATELY: Duration = Duration::from_secs(1);
+
 /// How long a call waits for a database that is away, so that a restart of it goes by almost unnoticed.
 const DOWN_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -109,7 +115,7 @@ pub(super) struct Link {
     /// Connections of an older generation than this are not used again.
     generation: AtomicU64,
     signals: mpsc::Sender<Signal>,
-    /// When work ended last, which means that something was heard of the database.
+    /// When the database answered last.
     heard_at: Mutex<Instant>,
 }
 
@@ -142,8 +148,13 @@ impl Link {
         let _ = self.generation.compare_exchange(generation, generation + 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    fn has_heard_since(&self, time: Instant) -> bool {
-        *self.heard_at.lock().unwrap_or_else(PoisonError::into_inner) > time
+    /// Notes that the database has answered just now.
+    pub(super) fn heard(&self) {
+        *self.heard_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn has_heard_lately(&self) -> bool {
+        self.heard_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < HEARD_LATELY
     }
 
     /// False while the database does not answer or takes no writes.
@@ -177,15 +188,12 @@ impl Link {
         let mut seen = self.seen.subscribe();
         // What the last look showed, if it showed that nothing is done for us.
         let mut idle_before = None;
-        let mut is_cancelled = false;
+        let mut cancel_at = None;
         tokio::pin!(work, gone);
         loop {
             tokio::select! {
                 biased;
-                outcome = &mut work => {
-                    *self.heard_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                    return Watched::Ended { outcome, is_cancelled };
-                }
+                outcome = &mut work => return Watched::Ended { outcome, is_cancelled: cancel_at.is_some() },
                 changed = seen.changed() => {
                     let last = seen.borrow_and_update().clone();
                     match last {
@@ -205,9 +213,11 @@ impl Link {
                     }
                 }
                 () = sleep_until(started + limit) => return Watched::GivenUp(slow("no answer in time")),
-                () = &mut gone, if !is_cancelled => {
-                    is_cancelled = true;
+                () = &mut gone, if cancel_at.is_none() => cancel_at = Some(Instant::now()),
+                () = sleep_until(cancel_at.unwrap_or(started)), if cancel_at.is_some() => {
                     self.signal("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2", backend).await;
+                    // One that came between two statements has stopped nothing.
+                    cancel_at = Some(Instant::now() + CANCEL_INTERVAL);
                 }
             }
         }
@@ -252,14 +262,14 @@ async fn keep_asking(link: Arc<Link>, connect: PgConnectOptions, mut signals: mp
             }
         }
         let (generation, began) = (link.generation(), Instant::now());
-        let is_first = connection.is_none() && !was_lost;
+        let is_old = connection.is_some();
         let mut asked = ask(&mut connection, &connect).await;
-        if asked.is_err() && !is_first {
+        if asked.is_err() && is_old {
             // Perhaps this connection alone was lost; a new one tells.
             asked = ask(&mut connection, &connect).await;
             was_lost = true;
         }
-        if matches!(asked, Err(sqlx::Error::PoolTimedOut)) && link.has_heard_since(began) {
+        if matches!(asked, Err(sqlx::Error::PoolTimedOut)) && link.has_heard_lately() {
             // Slow, but not silent: it has answered others meanwhile.
             asked = Ok(Seen::Up { asked_at: began, backends: None });
             was_lost = false;
@@ -274,10 +284,13 @@ async fn keep_asking(link: Arc<Link>, connect: PgConnectOptions, mut signals: mp
                     tracing::info!("the database answers again");
                 }
                 link.seen.send_replace(seen);
-                for (statement, backend) in owed.drain(..) {
-                    was_lost |= !send(&mut connection, &connect, statement, backend).await;
+                while let Some((statement, backend)) = owed.pop() {
+                    if !send(&mut connection, &connect, statement, backend).await {
+                        was_lost = true;
+                        break;
+                    }
                 }
-                BEAT_INTERVAL
+                if was_lost { Duration::ZERO } else { BEAT_INTERVAL }
             }
             Err(error) => {
                 if link.is_up() {

@@ -109,7 +109,8 @@ impl Store {
         ]);
         let connections_max = options.connections_max.max(4) as usize;
         let (link, watching) = Link::start(limited.clone());
-        let pool = session::pool(Sessions { connect: limited, link: link.clone() }, connections_max)?;
+        // One is for the link.
+        let pool = session::pool(Sessions { connect: limited, link: link.clone() }, connections_max - 1)?;
         Ok(Self {
             pool,
             link,
@@ -156,6 +157,11 @@ impl Store {
             })
         })
         .await
+    }
+
+    /// False while the database is known not to answer.
+    pub fn is_reachable(&self) -> bool {
+        self.link.is_up()
     }
 
     /// Opens a connection once, so that a database that is not there is reported by its cause and not as a time-out.

@@ -174,6 +174,7 @@ pub(super) enum Repeat {
 pub(super) struct Retry {
     give_up_at: Instant,
     pause: Duration,
+    is_idempotent: bool,
 }
 
 impl Retry {
@@ -184,12 +185,25 @@ impl Retry {
 
     /// Counts from now.
     pub(super) fn begin() -> Self {
-        Self { give_up_at: Instant::now() + Self::LIMIT, pause: Self::FIRST_PAUSE }
+        Self { give_up_at: Instant::now() + Self::LIMIT, pause: Self::FIRST_PAUSE, is_idempotent: false }
     }
 
     /// No patience.
     pub(super) fn never() -> Self {
-        Self { give_up_at: Instant::now(), pause: Self::FIRST_PAUSE }
+        Self { give_up_at: Instant::now(), ..Self::begin() }
+    }
+
+    /// For work that may be sent again also when nobody knows whether it was done.
+    pub(super) fn idempotent(self) -> Self {
+        Self { is_idempotent: true, ..self }
+    }
+
+    fn allows(&self, repeat: Repeat) -> bool {
+        match repeat {
+            Repeat::Safe => true,
+            Repeat::OutcomeUnknown => self.is_idempotent,
+            Repeat::Pointless => false,
+        }
     }
 
     /// Waits before another try; false when there should be none.
@@ -262,7 +276,7 @@ impl Store {
         self.run(Mode::Write, share, work)
     }
 
-    /// Writes as [`Store::write`] does, and tries again while a repeat is safe. `make` makes the work of each try.
+    /// Writes as [`Store::write`] does, and tries again while `retry` allows it. `make` makes the work of each try.
     pub(super) async fn write_again<T, W>(&self, share: Share, mut retry: Retry, mut make: impl FnMut() -> W) -> Result<T, Failed>
     where
         T: Send + 'static,
@@ -270,7 +284,7 @@ impl Store {
     {
         loop {
             match self.write(share, make()).await {
-                Err(failed) if failed.repeat == Repeat::Safe && retry.pause().await => {}
+                Err(failed) if retry.allows(failed.repeat) && retry.pause().await => {}
                 ended => return ended,
             }
         }
@@ -320,25 +334,34 @@ impl Store {
             }
         };
         let watched = self.link.watch(backend, self.work_timeout, running, gone).await;
-        let outcome = match watched {
+        match watched {
             Watched::Ended { outcome, is_cancelled } => {
                 let is_known = match &outcome {
                     Ok(_) | Err(Broken { is_connection_usable: true, .. }) => !is_cancelled,
                     Err(_) => false,
                 };
+                let answer = |outcome: Result<T, Broken>| {
+                    outcome.map_err(|broken| broken.into_failed(is_committing.load(Ordering::Relaxed)))
+                };
                 if is_known {
+                    self.link.heard();
                     session.is_idle = true;
                     session.used_at = Instant::now();
                     // Back before the answer, so that the caller's next statement finds it.
                     drop(session);
+                    drop(slot);
+                    let _ = reply.send(answer(outcome));
                 } else {
                     if outcome.as_ref().is_err_and(|broken| error::is_read_only(&broken.stop)) {
                         // So are the other connections: the database that takes writes is another one now.
                         self.link.distrust(session.generation);
                     }
                     drop(Object::take(session));
+                    let _ = reply.send(answer(outcome));
+                    // Only this side of the connection may be closed; the statement must not run on beside the next one.
+                    self.link.terminate(backend).await;
+                    drop(slot);
                 }
-                outcome.map_err(|broken| broken.into_failed(is_committing.load(Ordering::Relaxed)))
             }
             Watched::GivenUp(error) => {
                 let repeat = if is_committing.load(Ordering::Relaxed) { Repeat::OutcomeUnknown } else { Repeat::Safe };
@@ -347,11 +370,8 @@ impl Store {
                 let _ = reply.send(Err(Failed { error, repeat }));
                 self.link.terminate(backend).await;
                 drop(slot);
-                return;
             }
-        };
-        drop(slot);
-        let _ = reply.send(outcome);
+        }
     }
 
     /// Waits for a slot of this share and for a connection.

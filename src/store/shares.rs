@@ -54,10 +54,10 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Divides this many connections, 4 at least: an eighth for scans, nearly a half for imports, and the rest for look-ups and
+    /// Divides this many connections, 4 at least: an eighth for scans (two from 8 on), nearly a half for imports, and the rest for look-ups and
     /// [`Share::Service`]. While imports and scans leave theirs unused, look-ups may have them: being short, they give them back in a moment.
     pub(super) fn of(connections_max: usize) -> Self {
-        let scans = (connections_max / 8).max(1);
+        let scans = (connections_max / 8).max(if connections_max < 8 { 1 } else { 2 });
         let imports = (connections_max / 2 - usize::from(connections_max < 8)).max(1);
         let look_ups = (connections_max * 3 / 4).max(2);
         // Look-ups are short: one free slot is a short wait. The others are long, so a workspace may have half.
