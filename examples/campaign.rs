@@ -106,6 +106,15 @@ struct Belief {
     known: Known,
     /// An import of it failed, and its transaction may still be open: it may be stored after a later deletion.
     may_yet_come: bool,
+    /// A deletion of it failed, likewise: it may be gone after a later import.
+    may_yet_go: bool,
+}
+
+impl Belief {
+    /// What is known once an import of it has its answer.
+    fn after_import(self) -> Known {
+        if self.may_yet_go { Known::Either } else { Known::Present }
+    }
 }
 
 /// What a worker knows about its addresses.
@@ -224,9 +233,9 @@ impl Worker {
             least += u64::from(belief.known == Known::Absent && !belief.may_yet_come);
             most += u64::from(belief.known != Known::Present);
             if answer.is_some() {
-                belief.known = Known::Present;
+                belief.known = belief.after_import();
             } else if belief.known != Known::Present {
-                *belief = Belief { known: Known::Either, may_yet_come: true };
+                *belief = Belief { known: Known::Either, may_yet_come: true, ..*belief };
             }
         }
         if let Some(answer) = answer {
@@ -272,7 +281,8 @@ impl Worker {
         );
         let mut model = self.model.lock().unwrap();
         for address in &addresses {
-            model.entry(address.clone()).or_default().known = Known::Present;
+            let belief = model.entry(address.clone()).or_default();
+            belief.known = belief.after_import();
         }
         drop(model);
         self.answered.lock().unwrap().insert(request_id, (addresses, answer));
@@ -324,6 +334,7 @@ impl Worker {
             let belief = model.entry(address.clone()).or_default();
             least += i64::from(belief.known == Known::Present);
             most += i64::from(belief.known != Known::Absent || belief.may_yet_come);
+            belief.may_yet_go |= answer.is_none();
             belief.known = match (answer.is_some(), belief.known) {
                 (true, _) if belief.may_yet_come => Known::Either,
                 (true, _) | (false, Known::Absent) => Known::Absent,
@@ -492,7 +503,7 @@ impl Scene {
                     AND query NOT LIKE '%pg_stat_activity%'";
         let began = Instant::now();
         while sqlx::query_scalar::<_, i64>(open).fetch_one(&mut admin).await? > 0 {
-            // A backend whose connection is dead ends by itself, at the latest when its transaction has been idle for 30 s.
+            // A backend whose connection is dead ends by itself, at the latest when its transaction has been idle for 10 s.
             ensure!(began.elapsed() < Duration::from_secs(40), "transactions stay open");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -519,7 +530,7 @@ impl Scene {
                         }
                         Known::Either => {}
                     }
-                    *belief = Belief { known: if is_there { Known::Present } else { Known::Absent }, may_yet_come: false };
+                    *belief = Belief { known: if is_there { Known::Present } else { Known::Absent }, ..Belief::default() };
                 }
             }
             ensure!(known == exported.len(), "{} entries that nobody imported", exported.len() - known);

@@ -101,11 +101,11 @@ impl Store {
         let limited = connect.clone().options(PLANNER).options([
             ("statement_timeout", millis(options.statement_timeout)),
             // For the database's end of a link that went silent: it must not hold locks for a server that is gone.
-            ("idle_in_transaction_session_timeout", "30s".to_owned()),
-            ("tcp_keepalives_idle", "10".to_owned()),
-            ("tcp_keepalives_interval", "5".to_owned()),
+            ("idle_in_transaction_session_timeout", "10s".to_owned()),
+            ("tcp_keepalives_idle", "5".to_owned()),
+            ("tcp_keepalives_interval", "2".to_owned()),
             ("tcp_keepalives_count", "3".to_owned()),
-            ("tcp_user_timeout", "20s".to_owned()),
+            ("tcp_user_timeout", "10s".to_owned()),
         ]);
         let connections_max = options.connections_max.max(4) as usize;
         let (link, watching) = Link::start(limited.clone());
