@@ -3,7 +3,7 @@
 //! Binding comes first and alone, so that whoever starts a server knows its addresses before the first request. Draining: new calls
 //! are refused as unavailable and health says so, calls that run are waited for, then the HTTP side closes, then gRPC.
 //!
-//! Both sides are routers of axum, and both are served by the same loop ([`listener`]): what limits connections is written once.
+//! Both sides are routers of axum, and both are served by the same loop (`listener`): what limits connections is written once.
 
 mod connections;
 mod listener;
