@@ -176,7 +176,7 @@ impl Store {
         .await
     }
 
-    /// The bytes that page tokens are signed with; the same on every server.
+    /// The bytes that the key of page tokens is made from; the same on every server.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
