@@ -102,7 +102,7 @@ impl Gateway {
         let mut grpc = self.grpc().await?;
         let answer = grpc.client_streaming(request, PathAndQuery::from_static(method), codec);
         let answer = unless_silent(method, &asked, answer).await?;
-        let (metadata, answer, _) = self.reconcile(method, headers, answer, &fault).await?.into_parts();
+        let (metadata, answer, _) = reconcile(answer, &fault)?.into_parts();
         Ok((metadata, answer))
     }
 
@@ -121,7 +121,7 @@ impl Gateway {
         let codec: ProstCodec<Q, A> = ProstCodec::default();
         let mut grpc = self.grpc().await?;
         let answer = unless_silent(method, &asked, grpc.streaming(request, PathAndQuery::from_static(method), codec)).await?;
-        let (metadata, answer, _) = self.reconcile(method, headers, answer, &fault).await?.into_parts();
+        let (metadata, answer, _) = reconcile(answer, &fault)?.into_parts();
         Ok((metadata, answer))
     }
 
@@ -132,38 +132,15 @@ impl Gateway {
         grpc.ready().await?;
         Ok(grpc)
     }
+}
 
-    /// What the caller is told when its body had a fault: the fault, unless the service did not let it in. A service in this process let
-    /// the caller in before it asked for the body; one elsewhere may answer after the body was sent on its way, so it is asked again.
-    async fn reconcile<T>(
-        &self,
-        method: &'static str,
-        headers: &HeaderMap,
-        answer: Result<T, Status>,
-        fault: &Fault,
-    ) -> Result<T, Problem> {
-        let status = match answer {
-            Ok(answer) => return Ok(answer),
-            Err(status) => status,
-        };
-        let Some(problem) = fault.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Err(status.into()) };
-        if error::is_refusal(&status) {
-            return Err(status.into());
-        }
-        if let Upstream::Here(_) = self.upstream {
-            return Err(problem.beside(&status));
-        }
-        let nothing = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), stream::empty());
-        let codec: ProstCodec<(), ()> = ProstCodec::default();
-        let mut grpc = self.grpc().await?;
-        let asked = grpc.client_streaming(nothing, PathAndQuery::from_static(method), codec);
-        match timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| Problem::silent())? {
-            Ok(answer) => Err(problem.with_metadata(answer.into_parts().0)),
-            Err(refused) if error::is_refusal(&refused) => Err(refused.into()),
-            // A method that answers once misses its message, which is what it was sent.
-            Err(status) => Err(problem.with_metadata(status.metadata().clone())),
-        }
-    }
+/// What the caller is told when its body had a fault: the fault, since the body was read only after the caller was let in, unless the service
+/// has ended the call for a reason of its own.
+fn reconcile<T>(answer: Result<T, Status>, fault: &Fault) -> Result<T, Problem> {
+    answer.map_err(|status| match fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(problem) if !error::is_refusal(&status) => problem.beside(&status),
+        _ => status.into(),
+    })
 }
 
 /// All HTTP calls, in front of `upstream`. `requests` counts those that run; once
@@ -326,14 +303,19 @@ async fn export_entries(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let format = Query::parse(query.as_deref(), &query::EXPORT).and_then(|query| Format::of_query(&query));
-    let request = once(async move {
-        let query = Query::parse(query.as_deref(), &query::EXPORT)?;
-        Format::of_query(&query)?;
-        Ok(ExportEntriesRequest { filter: Some(query.filter()?) })
-    });
+    let parsed = Query::parse(query.as_deref(), &query::EXPORT).and_then(|query| Ok((Format::of_query(&query)?, query.filter()?)));
+    let (format, filter) = match parsed {
+        Ok(parsed) => parsed,
+        Err(problem) => {
+            // Whoever is not let in is told that first.
+            let broken = once(async move { Err::<ExportEntriesRequest, _>(problem) });
+            gateway.call::<_, ()>("/dnc.v1.DncService/ListEntries", &headers, broken).await?;
+            return Err(Problem::internal());
+        }
+    };
+    let request = once(async move { Ok(ExportEntriesRequest { filter: Some(filter) }) });
     let (metadata, entries) = gateway.call_for_stream("/dnc.v1.DncService/ExportEntries", &headers, request).await?;
-    Ok(pass_back(&metadata, formats::file(format?, entries)))
+    Ok(pass_back(&metadata, formats::file(format, entries)))
 }
 
 async fn summarize_entries(

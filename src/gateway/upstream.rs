@@ -3,16 +3,21 @@
 //! Calls to a server elsewhere share connections, and calls on one connection share its flow-control window: what nobody reads of one call stops all others
 //! once the window is full. So a connection carries no more calls than have room in its window side by side, and imports, which may wait long in the middle
 //! of their messages, have connections of their own.
+//!
+//! A call is refused before the body of its HTTP request is read, here as with a service in this process. HTTP/2 does not say when a server
+//! wants the messages of a call. So the head of the answer is asked for as soon as the caller was let in, and no message is made before it comes.
 
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use http::{Request, Response};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use http::{HeaderValue, Request, Response};
+use http_body::Frame;
+use prost::bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tonic::{
     Status,
     body::Body,
@@ -21,7 +26,7 @@ use tonic::{
 };
 use tower::{Service, ServiceExt};
 
-use crate::running::Running;
+use crate::{proto::EARLY_HEAD, running::Running};
 
 /// Calls on one connection at once. The window of a connection must have room for as many windows of a stream, on both ends.
 pub const UPSTREAM_CALLS_MAX: usize = 4;
@@ -87,7 +92,14 @@ struct Taken {
 }
 
 impl Lane {
-    async fn call(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    async fn call(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, Status> {
+        let mut let_in = None;
+        if waits_for_leave(request.uri().path()) {
+            let (sender, receiver) = oneshot::channel();
+            let_in = Some(sender);
+            request.headers_mut().insert(EARLY_HEAD, HeaderValue::from_static("1"));
+            request = request.map(|body| Body::new(Held { body, let_in: Some(receiver) }));
+        }
         let place = tokio::time::timeout(PATIENCE, self.places.clone().acquire_owned())
             .await
             .map_err(|_| Status::unavailable("every connection to the upstream is taken"))?
@@ -104,6 +116,12 @@ impl Lane {
         };
         let taken = Taken { lane: self, index, _place: place };
         let response = channel.oneshot(request).await.map_err(|error| Status::from_error(error.into()))?;
+        if let Some(let_in) = let_in
+            && !response.headers().contains_key(Status::GRPC_STATUS)
+        {
+            // Nobody waits for it when the connection has failed meanwhile.
+            let _ = let_in.send(());
+        }
         // The call is on its connection until the last of its answer has been taken.
         Ok(response.map(|body| Body::new(Running::new(body, taken))))
     }
@@ -112,6 +130,35 @@ impl Lane {
 impl Drop for Taken {
     fn drop(&mut self) {
         self.lane.channels.lock().unwrap_or_else(PoisonError::into_inner)[self.index].1 -= 1;
+    }
+}
+
+/// Whether the messages of this method wait until the caller was let in. An export has no body to be read, and the head of its answer tells whether
+/// it could begin.
+fn waits_for_leave(path: &str) -> bool {
+    path.starts_with("/dnc.v1.") && !path.ends_with("/ExportEntries")
+}
+
+/// The messages of a call, which are not asked for until its caller was let in.
+struct Held {
+    body: Body,
+    /// None once it was.
+    let_in: Option<oneshot::Receiver<()>>,
+}
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(let_in) = &mut self.let_in {
+            if ready!(Pin::new(let_in).poll(cx)).is_err() {
+                // An end would look like a whole call without messages.
+                return Poll::Ready(Some(Err(Status::cancelled("the call was refused or given up"))));
+            }
+            self.let_in = None;
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 }
 

@@ -11,11 +11,17 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Request, Response};
-use http_body_util::BodyExt;
-use tokio::time::timeout;
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use http::{HeaderMap, Request, Response, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
+use prost::bytes::Bytes;
+use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, body::Body, server::NamedService};
+use tonic::{Status, body::Body, metadata::GRPC_CONTENT_TYPE, server::NamedService};
 use tower::Service;
 use tracing::Instrument;
 
@@ -24,7 +30,7 @@ use super::{
     metered::{Metered, Work},
     status,
 };
-use crate::{budget::Budget, domain::Error, running::Running, telemetry};
+use crate::{budget::Budget, domain::Error, proto::EARLY_HEAD, running::Running, telemetry};
 
 /// tonic takes a request that its caller cancels for one that has come to its end. An import that was broken off is no whole one.
 fn as_broken(status: Status) -> Status {
@@ -47,6 +53,36 @@ fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
         "n" => Some(Duration::from_nanos(number)),
         _ => None,
     }
+}
+
+/// The answer of a call that has ended, with a line in the log.
+fn ended(mut response: Response<Body>, started: Instant) -> Response<Body> {
+    if let Some(foreign) = Status::from_header_map(response.headers())
+        && foreign.code() != tonic::Code::Ok
+        && foreign.details().is_empty()
+    {
+        // Made by tonic, while it read the message of a unary call.
+        response = status::from_error(status::of_message(&foreign)).into_http();
+    }
+    let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
+    tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "call");
+    response
+}
+
+/// An answer whose head is there at once. The call goes on while its body is read, at whose end stands the status.
+fn early_head(answer: impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static) -> Response<Body> {
+    let frames = stream::once(answer).flat_map(|answer| -> BoxStream<'static, Result<Frame<Bytes>, Status>> {
+        let Ok(response) = answer;
+        let (mut head, body) = response.into_parts();
+        if Status::from_header_map(&head.headers).is_none() {
+            return Box::pin(BodyStream::new(body));
+        }
+        head.headers.remove(header::CONTENT_TYPE);
+        Box::pin(stream::iter([Ok(Frame::trailers(head.headers))]))
+    });
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    response.headers_mut().insert(header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    response
 }
 
 /// The door around a service.
@@ -106,7 +142,7 @@ where
             workspace = tracing::field::Empty,
             key = tracing::field::Empty,
         );
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let (mut head, body) = request.into_parts();
         let answer = async move {
             let work = Work::default();
@@ -142,27 +178,23 @@ where
                         None => body,
                     };
                     let deadline = caller_timeout(&head.headers);
+                    let is_early = head.headers.contains_key(EARLY_HEAD);
                     head.extensions.insert(principal);
                     let answer = inner.call(Request::from_parts(head, body));
-                    match deadline {
-                        None => answer.await?,
-                        Some(deadline) => match timeout(deadline, answer).await {
-                            Ok(answer) => answer?,
-                            Err(_) => status::from_error(Error::Timeout { message: TOO_LATE, source: None }).into_http(),
-                        },
-                    }
+                    let answer = async move {
+                        let response = match deadline {
+                            None => answer.await?,
+                            Some(deadline) => match timeout(deadline, answer).await {
+                                Ok(answer) => answer?,
+                                Err(_) => status::from_error(Error::Timeout { message: TOO_LATE, source: None }).into_http(),
+                            },
+                        };
+                        Ok(ended(response, started))
+                    };
+                    if is_early { early_head(answer.in_current_span()) } else { answer.await? }
                 }
-                Err(error) => status::from_error(error).into_http(),
+                Err(error) => ended(status::from_error(error).into_http(), started),
             };
-            if let Some(foreign) = Status::from_header_map(response.headers())
-                && foreign.code() != tonic::Code::Ok
-                && foreign.details().is_empty()
-            {
-                // Made by tonic, while it read the message of a unary call.
-                response = status::from_error(status::of_message(&foreign)).into_http();
-            }
-            let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
-            tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "call");
             response.headers_mut().extend(rate_headers);
             response.headers_mut().insert(telemetry::REQUEST_ID, request_id);
             // The call counts as running, and its request as in work, until the last of its answer has been taken.

@@ -11,9 +11,13 @@ use std::{
 use dnc::{gateway::Upstream, server::Bound};
 use futures_util::{StreamExt, stream};
 use sqlx::{Connection, Executor};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tonic::transport::Endpoint;
 
-use crate::harness::{TestServer, http_client, options, until};
+use crate::harness::{TestServer, database, http_client, options, until};
 
 /// The URL of a gateway in front of this server.
 async fn gateway_of(server: &TestServer) -> String {
@@ -22,6 +26,49 @@ async fn gateway_of(server: &TestServer) -> String {
     let url = bound.http_url();
     tokio::spawn(bound.run(std::future::pending(), std::future::pending()));
     url
+}
+
+#[tokio::test]
+async fn a_refused_call_is_refused_before_its_body_is_read() {
+    let server = TestServer::start_with(&["--requests-per-sec-max", "1000"], &database().await).await;
+    let url = gateway_of(&server).await;
+    let address = url.split_once("//").unwrap().1;
+    let request = async |head: &str| {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4_096];
+        let length = tokio::time::timeout(Duration::from_secs(60), socket.read(&mut answer)).await.expect("an answer").unwrap();
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    };
+    for (line, media_type) in [
+        ("POST /v1/dnc/import", "application/json"),
+        ("POST /v1/dnc/import", "text/csv"),
+        ("POST /v1/dnc", "text/nonsense"),
+        ("POST /v1/dnc/check", "application/json"),
+        ("DELETE /v1/dnc", "application/json"),
+        ("GET /v1/dnc?nonsense=1", "application/json"),
+        ("GET /v1/dnc/export?nonsense=1", "application/json"),
+    ] {
+        let head = format!("{line} HTTP/1.1\r\nHost: x\r\nContent-Type: {media_type}\r\nContent-Length: 1000000\r\nX-Api-Key: ");
+        // Not a byte of the body is ever sent, and whoever waits for leave to send it is given none.
+        let answer = request(&format!("{head}sk_nonsense\r\nExpect: 100-continue\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{line}: {answer}");
+        if line.starts_with("POST") {
+            let answer = request(&format!("{head}{}\r\nExpect: 100-continue\r\n\r\n", server.key)).await;
+            let expected = if media_type == "text/nonsense" { "HTTP/1.1 415" } else { "HTTP/1.1 100" };
+            assert!(answer.starts_with(expected), "{line}: {answer}");
+        }
+    }
+    // What is wrong with a request is told with what is left of the caller's rate.
+    for path in ["/v1/dnc/export?nonsense=1", "/v1/dnc?nonsense=1"] {
+        let answer = http_client().get(format!("{url}{path}")).header("x-api-key", &server.key).send().await.unwrap();
+        assert_eq!(answer.status(), 400);
+        assert!(answer.headers().contains_key("x-ratelimit-remaining"), "{path}");
+    }
+    let post = http_client().post(format!("{url}/v1/dnc/import")).header("x-api-key", &server.key);
+    let answer = post.header("content-type", "application/json").body(r#"{"entries":[{"email":5}]}"#).send().await.unwrap();
+    assert_eq!(answer.status(), 400);
+    assert!(answer.headers().contains_key("x-ratelimit-remaining"));
 }
 
 #[tokio::test]
