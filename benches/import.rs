@@ -173,7 +173,7 @@ fn parts(numbers: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
 
 fn message(numbers: Range<u64>) -> Bytes {
     let entry = |number| Entry { email: address(number), reason: "bounce".to_owned(), ..Entry::default() };
-    ImportEntriesRequest { entries: numbers.map(entry).collect(), options: None }.encode_to_vec().into()
+    ImportEntriesRequest { entries: numbers.map(entry).collect(), ..ImportEntriesRequest::default() }.encode_to_vec().into()
 }
 
 fn body(numbers: Range<u64>) -> Bytes {

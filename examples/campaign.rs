@@ -24,14 +24,13 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use dnc::{
-    cli::issue_key,
-    domain::WorkspaceId,
+    domain::{KeyOwner, WorkspaceId},
     postgres::{self, PrivatePostgres},
     proto::{
         CheckEntriesRequest, DeleteEntriesRequest, Entry, EntryFilter, ExportEntriesRequest, ImportEntriesRequest,
         ImportEntriesResponse, ImportOptions, ListEntriesRequest, SummarizeEntriesRequest, dnc_service_client::DncServiceClient,
     },
-    store::{KeyOwner, Store, StoreOptions},
+    store::{Store, StoreOptions},
 };
 use proxy::{Flow, Proxy};
 use served::{Served, signal};
@@ -234,8 +233,12 @@ impl Worker {
             most += u64::from(belief.known != Known::Present);
             if answer.is_some() {
                 belief.known = belief.after_import();
-            } else if belief.known != Known::Present {
-                *belief = Belief { known: Known::Either, may_yet_come: true, ..*belief };
+            } else {
+                // Also of one that is present: it may be deleted before this import gets to it.
+                belief.may_yet_come = true;
+                if belief.known == Known::Absent {
+                    belief.known = Known::Either;
+                }
             }
         }
         if let Some(answer) = answer {
@@ -377,6 +380,7 @@ fn messages(addresses: &[String], request_id: &str) -> Vec<ImportEntriesRequest>
     let message = |part: &[String]| ImportEntriesRequest {
         entries: part.iter().map(|email| Entry { email: email.clone(), ..Entry::default() }).collect(),
         options: Some(options.clone()),
+        ..ImportEntriesRequest::default()
     };
     addresses.chunks(4_000).map(message).collect()
 }
@@ -578,7 +582,7 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     let mut workspaces = Vec::new();
     for name in ["first", "second"] {
         let workspace = store.create_workspace(name).await?;
-        workspaces.push((workspace, issue_key(&store, KeyOwner::Workspace(workspace), "", None).await?.reveal().to_owned()));
+        workspaces.push((workspace, store.issue_key(KeyOwner::Workspace(workspace), "", None).await?.1.reveal().to_owned()));
     }
     store.close().await;
     drop(store);

@@ -13,12 +13,11 @@ use anyhow::Context;
 
 use clap::Parser;
 use dnc::{
-    cli::issue_key,
     config::ServerOptions,
-    domain::WorkspaceId,
+    domain::{KeyOwner, WorkspaceId},
     postgres::{self, PrivatePostgres},
     server::{self, Bound},
-    store::{KeyOwner, Store},
+    store::Store,
 };
 
 /// A durable private PostgreSQL with a database, which is gone when the last clone of this is.
@@ -76,7 +75,7 @@ pub async fn tenant(database_url: &str) -> anyhow::Result<(Store, WorkspaceId, S
     let store = server::store(database_url, &options().database)?;
     store.migrate().await?;
     let workspace = store.create_workspace("bench").await?;
-    let key = issue_key(&store, KeyOwner::Workspace(workspace), "", None).await?.reveal().to_owned();
+    let key = store.issue_key(KeyOwner::Workspace(workspace), "", None).await?.1.reveal().to_owned();
     Ok((store, workspace, key))
 }
 

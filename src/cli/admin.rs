@@ -10,8 +10,8 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     config::DatabaseUrl,
-    domain::{ApiKey, KeyId, KeyKind, UserId, WorkspaceId},
-    store::{KeyOwner, Store, StoreOptions},
+    domain::{KeyId, KeyOwner, UserId, WorkspaceId},
+    store::{Store, StoreOptions},
 };
 
 #[derive(Debug, Subcommand)]
@@ -127,8 +127,7 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
                 (None, None) => anyhow::bail!("give --workspace or --user"),
             };
             let store = migrated(&database).await?;
-            let key = ApiKey::generate(kind_of(owner))?;
-            let id = store.create_key(owner, &name, key.hash(), expires_in).await?;
+            let (id, key) = store.issue_key(owner, &name, expires_in).await?;
             if let Err(error) = print(key.reveal()) {
                 // Nobody has seen it, and nobody ever will.
                 store.revoke_key(id).await?;
@@ -138,17 +137,13 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
         Keys::List(database) => {
             let now = OffsetDateTime::now_utc();
             for row in migrated(&database).await?.list_keys().await? {
-                let owner = match row.owner {
-                    KeyOwner::Workspace(id) => id.to_string(),
-                    KeyOwner::User(id) => id.to_string(),
-                };
                 let state = match (row.revoked_at, row.expires_at) {
                     (Some(_), _) => "revoked",
                     (None, Some(end)) if end <= now => "expired",
                     _ => "valid",
                 };
                 let expiry = row.expires_at.map_or("never".to_owned(), instant);
-                print(&format!("{}\t{owner}\t{state}\t{}\t{expiry}\t{}", row.id, instant(row.created_at), row.name))?;
+                print(&format!("{}\t{}\t{state}\t{}\t{expiry}\t{}", row.id, row.owner, instant(row.created_at), row.name))?;
             }
         }
         Keys::Revoke { id, database } => {
@@ -157,23 +152,6 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Makes a key, keeps its hash, and hands out the only copy of it.
-///
-/// # Errors
-/// When the owner does not exist, or the database is away.
-pub async fn issue_key(store: &Store, owner: KeyOwner, name: &str, expires_in: Option<Duration>) -> anyhow::Result<ApiKey> {
-    let key = ApiKey::generate(kind_of(owner))?;
-    store.create_key(owner, name, key.hash(), expires_in).await?;
-    Ok(key)
-}
-
-fn kind_of(owner: KeyOwner) -> KeyKind {
-    match owner {
-        KeyOwner::Workspace(_) => KeyKind::Workspace,
-        KeyOwner::User(_) => KeyKind::Platform,
-    }
 }
 
 /// Prints a line to standard output, where somebody has to take it.

@@ -12,13 +12,13 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 
-use super::{admin::issue_key, serve::Signals};
+use super::serve::Signals;
 use crate::{
     config::ServerOptions,
-    domain::{ApiKey, UserId, WorkspaceId},
+    domain::{ApiKey, KeyOwner, UserId, WorkspaceId},
     postgres::{self, PrivatePostgres},
     server::{self, Bound},
-    store::{KeyOwner, Store},
+    store::Store,
 };
 
 #[derive(Args, Debug)]
@@ -126,11 +126,11 @@ async fn tenant(store: &Store, file: &Path) -> anyhow::Result<Tenant> {
         workspace,
         api_key: match good_key {
             Some(key) => key,
-            None => issue_key(store, KeyOwner::Workspace(workspace), "dev", None).await?,
+            None => store.issue_key(KeyOwner::Workspace(workspace), "dev", None).await?.1,
         },
         platform_key: match good_platform_key {
             Some(key) => key,
-            None => issue_key(store, KeyOwner::User(member(store, workspace).await?), "dev", None).await?,
+            None => store.issue_key(KeyOwner::User(member(store, workspace).await?), "dev", None).await?.1,
         },
     };
     if !is_note_good {

@@ -283,6 +283,7 @@ impl Import<'_> {
                 default_reason: self.options.reason.clone(),
                 request_id: String::new(),
             }),
+            unreadable: Vec::new(),
         };
         let (name, rejects, stop) = (name.to_owned(), self.rejects.clone(), self.stop.clone());
         let mut shown = self.options.dry_run.then(|| Shown::new(&name, self.options));
@@ -304,7 +305,7 @@ impl Import<'_> {
             if let Some(shown) = &mut shown {
                 shown.show(&part);
             }
-            ready(Some(ImportEntriesRequest { entries: sent.count(part), options: None }))
+            ready(Some(ImportEntriesRequest { entries: sent.count(part), ..ImportEntriesRequest::default() }))
         });
         futures_util::stream::iter([first]).chain(messages.take_until(stop.cancelled_owned()))
     }

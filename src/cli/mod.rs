@@ -14,7 +14,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use self::admin::issue_key;
 use crate::{
     config::{DatabaseUrl, LogOptions},
     telemetry,

@@ -34,6 +34,38 @@ pub enum Kind {
     Domain,
 }
 
+impl Kind {
+    /// Each kind with its name in JSON, CSV and on the command line, and its number in the proto.
+    const TABLE: [(Self, &str, i32); 2] = [(Self::Email, "email", 1), (Self::Domain, "domain", 2)];
+
+    /// The kind of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::TABLE.into_iter().find(|(_, known, _)| *known == name).map(|(kind, ..)| kind)
+    }
+
+    /// The kind of this number. That of the unspecified type, 0, is none of them: what it means
+    /// depends on where it stands.
+    pub fn of_number(number: i32) -> Option<Self> {
+        Self::TABLE.into_iter().find(|(.., known)| *known == number).map(|(kind, ..)| kind)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Email => Self::TABLE[0].1,
+            Self::Domain => Self::TABLE[1].1,
+        }
+    }
+
+    /// Its number.
+    pub fn number(self) -> i32 {
+        match self {
+            Self::Email => Self::TABLE[0].2,
+            Self::Domain => Self::TABLE[1].2,
+        }
+    }
+}
+
 /// An e-mail address or a domain in canonical form.
 ///
 /// Ordered by its octets, as PostgreSQL orders text under `COLLATE "C"`. Its `Debug` form hides the
@@ -362,6 +394,19 @@ mod tests {
 
     fn email(text: &str) -> Result<String, Failure> {
         Address::parse(Kind::Email, text.to_owned()).map(|address| address.as_str().to_owned())
+    }
+
+    #[test]
+    fn a_kind_has_one_name_and_one_number() {
+        for (kind, name, number) in Kind::TABLE {
+            assert_eq!((kind.name(), kind.number()), (name, number));
+            assert_eq!((Kind::of_name(name), Kind::of_number(number)), (Some(kind), Some(kind)));
+            assert_eq!(
+                crate::proto::EntryType::try_from(number).expect("known").as_str_name(),
+                format!("ENTRY_TYPE_{}", name.to_uppercase())
+            );
+        }
+        assert_eq!((Kind::of_name("Email"), Kind::of_name(""), Kind::of_number(0), Kind::of_number(3)), (None, None, None, None));
     }
 
     #[test]

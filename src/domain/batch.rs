@@ -1,6 +1,11 @@
 //! How an import is cut into transactions, and how its entries are counted.
 
-use super::{entry::Entry, failure::Failure};
+use time::OffsetDateTime;
+
+use super::{
+    entry::Entry,
+    failure::{Cause, Rejected},
+};
 
 /// A stream of this many entries or fewer is always one batch, and so one transaction: HTTP callers
 /// are promised that all of a JSON import is stored or none of it.
@@ -16,8 +21,13 @@ const ERRORS_MAX: usize = 10_000;
 pub struct Batch {
     text: String,
     places: Vec<Place>,
+    opt_outs: OptOuts,
     entries_max: usize,
 }
+
+/// The times of the opt-outs that are known, each after the offset of its entry's address, in that
+/// order. Most imports have none, and then this costs nothing.
+type OptOuts = Vec<(u32, OffsetDateTime)>;
 
 /// Where an entry's texts are.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +49,7 @@ impl Batch {
 
     /// An empty batch that is full at `entries_max` entries ([`BATCH_ENTRIES_MIN`] at least).
     pub fn new(entries_max: usize) -> Self {
-        Self { text: String::new(), places: Vec::new(), entries_max: entries_max.max(BATCH_ENTRIES_MIN) }
+        Self { text: String::new(), places: Vec::new(), opt_outs: Vec::new(), entries_max: entries_max.max(BATCH_ENTRIES_MIN) }
     }
 
     /// Takes one more entry.
@@ -49,6 +59,7 @@ impl Batch {
         // for a batch.
         let address_at = self.text.len() as u32;
         self.text.push_str(address);
+        self.opt_outs.extend(entry.unsubscribed_at.map(|at| (address_at, at)));
         // Reasons come in rows of equal ones.
         let (reason_at, reason_len) = match self.places.last() {
             Some(last) if last.reason(&self.text) == reason => (last.reason, last.reason_len),
@@ -92,14 +103,14 @@ impl Batch {
     /// That is the order of the table's key, so overlapping batches wait for each other in one
     /// direction only and cannot dead-lock; it also makes the insert faster.
     pub fn into_sorted(self) -> Sorted {
-        let Self { text, mut places, .. } = self;
+        let Self { text, mut places, opt_outs, .. } = self;
         places.sort_unstable_by(|a, b| {
             let by_address = a.prefix.cmp(&b.prefix).then_with(|| a.address(&text).cmp(b.address(&text)));
             // Of equal addresses the first one stays.
             by_address.then(a.address.cmp(&b.address))
         });
         places.dedup_by(|later, first| later.prefix == first.prefix && later.address(&text) == first.address(&text));
-        Sorted { text, places }
+        Sorted { text, places, opt_outs }
     }
 }
 
@@ -117,6 +128,7 @@ impl Place {
 pub struct Sorted {
     text: String,
     places: Vec<Place>,
+    opt_outs: OptOuts,
 }
 
 impl Sorted {
@@ -129,6 +141,15 @@ impl Sorted {
     pub fn reasons(&self) -> Vec<&str> {
         self.places.iter().map(|place| place.reason(&self.text)).collect()
     }
+
+    /// When each address opted out, where that is known; `None` when it is known of no address.
+    pub fn unsubscribed_at(&self) -> Option<Vec<Option<OffsetDateTime>>> {
+        let of = |place: &Place| {
+            let found = self.opt_outs.binary_search_by_key(&place.address, |(address, _)| *address);
+            found.ok().map(|known| self.opt_outs[known].1)
+        };
+        (!self.opt_outs.is_empty()).then(|| self.places.iter().map(of).collect())
+    }
 }
 
 /// What became of an import's entries so far. `imported + skipped + failed` is the number received.
@@ -138,10 +159,10 @@ pub struct Tally {
     pub imported: u64,
     /// Already there, or repeated.
     pub skipped: u64,
-    /// Refused.
+    /// Rejected.
     pub failed: u64,
-    /// The first refused entries with their places in the stream.
-    pub errors: Vec<(u64, Failure)>,
+    /// The first rejected entries.
+    pub errors: Vec<Rejected>,
 }
 
 impl Tally {
@@ -151,11 +172,11 @@ impl Tally {
         self.skipped += received.saturating_sub(imported);
     }
 
-    /// Counts a refused entry and keeps its place and cause.
-    pub fn refused(&mut self, index: u64, failure: Failure) {
+    /// Counts a rejected entry, and keeps it if it is one of the first.
+    pub fn rejected(&mut self, index: u64, line: u64, cause: Cause) {
         self.failed += 1;
         if self.errors.len() < ERRORS_MAX {
-            self.errors.push((index, failure));
+            self.errors.push(Rejected { index, line, cause });
         }
     }
 }
@@ -163,13 +184,11 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Address, Kind, Reason};
+    use crate::domain::{Failure, Kind, Reason};
 
     fn entry(address: &str, reason: &str) -> Entry {
-        Entry {
-            address: Address::parse(Kind::Email, address.to_owned()).expect("valid"),
-            reason: Reason::parse(reason.to_owned()).expect("valid").expect("not empty"),
-        }
+        let reason = Reason::parse(reason.to_owned()).expect("valid").expect("not empty");
+        Entry::parse(Kind::Email, address.to_owned(), String::new(), &reason).expect("valid")
     }
 
     #[test]
@@ -226,6 +245,23 @@ mod tests {
     }
 
     #[test]
+    fn an_opt_out_stays_with_its_address() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let mut batch = Batch::new(0);
+        for (address, secs) in [("b@x.de", Some(1)), ("c@x.de", None), ("a@x.de", Some(2)), ("b@x.de", Some(3))] {
+            let entry = entry(address, "r");
+            batch.push(&Entry { unsubscribed_at: secs.map(|secs| now - time::Duration::seconds(secs)), ..entry });
+        }
+        let sorted = batch.into_sorted();
+        assert_eq!(sorted.addresses(), ["a@x.de", "b@x.de", "c@x.de"]);
+        let times = [Some(2), Some(1), None].map(|secs| secs.map(|secs| now - time::Duration::seconds(secs)));
+        assert_eq!(sorted.unsubscribed_at(), Some(times.to_vec()));
+        let mut without = Batch::new(0);
+        without.push(&entry("a@x.de", "r"));
+        assert_eq!(without.into_sorted().unsubscribed_at(), None);
+    }
+
+    #[test]
     fn a_tally_counts_what_was_stored_and_what_was_there() {
         let mut tally = Tally::default();
         tally.stored(10, 7);
@@ -249,7 +285,7 @@ mod tests {
     fn only_the_first_errors_are_kept() {
         let mut tally = Tally::default();
         for index in 0..10_001 {
-            tally.refused(index, Failure::InvalidType);
+            tally.rejected(index, 0, Cause::Failure(Failure::InvalidType));
         }
         assert_eq!((tally.failed, tally.errors.len()), (10_001, 10_000));
     }

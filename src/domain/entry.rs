@@ -1,8 +1,10 @@
 //! One entry of the list.
 
+use time::OffsetDateTime;
+
 use super::{
-    address::Address,
-    failure::{Failure, REASON_CHARS_MAX},
+    address::{Address, Kind},
+    failure::{CLOCK_SKEW, Failure, REASON_CHARS_MAX},
 };
 
 /// Why an address is on the list: any text of 1 to 64 characters without control characters, kept
@@ -23,8 +25,7 @@ impl Reason {
         if trimmed.is_empty() {
             return Ok(None);
         }
-        // Octets bound the characters from above, which spares counting them for every ordinary
-        // reason.
+        // A text has at least as many bytes as characters, so ordinary reasons need no counting.
         let too_long = trimmed.len() > REASON_CHARS_MAX && trimmed.chars().count() > REASON_CHARS_MAX;
         if too_long || trimmed.contains(char::is_control) {
             return Err(Failure::InvalidReason);
@@ -43,13 +44,40 @@ impl Reason {
     }
 }
 
-/// An entry that may be stored: both fields hold to the rules by construction.
+/// An entry that may be stored: every field holds to the rules by construction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// What must not be contacted.
     pub address: Address,
     /// Why.
     pub reason: Reason,
+    /// When the person opted out, where another system knows it.
+    pub unsubscribed_at: Option<OffsetDateTime>,
+}
+
+impl Entry {
+    /// The one rule for an entry, wherever it comes from. An empty `reason` means `default_reason`.
+    ///
+    /// # Errors
+    /// The first field that breaks a rule: the address before the reason.
+    pub fn parse(kind: Kind, address: String, reason: String, default_reason: &Reason) -> Result<Self, Failure> {
+        Ok(Self {
+            address: Address::parse(kind, address)?,
+            reason: Reason::parse(reason)?.unwrap_or_else(|| default_reason.clone()),
+            unsubscribed_at: None,
+        })
+    }
+
+    /// The entry with the time of the opt-out. `now` is the caller's clock; this room has none.
+    ///
+    /// # Errors
+    /// [`Failure::InvalidTime`] when the time is in the future, or before the year 1.
+    pub fn with_unsubscribed_at(self, at: OffsetDateTime, now: OffsetDateTime) -> Result<Self, Failure> {
+        if at.year() < 1 || at > now + CLOCK_SKEW {
+            return Err(Failure::InvalidTime);
+        }
+        Ok(Self { unsubscribed_at: Some(at), ..self })
+    }
 }
 
 #[cfg(test)]
@@ -64,5 +92,36 @@ mod tests {
         assert_eq!(parse(&"ü".repeat(64)), Ok(Some("ü".repeat(64))));
         assert_eq!(parse(&"a".repeat(65)), Err(Failure::InvalidReason));
         assert_eq!(parse("two\nlines"), Err(Failure::InvalidReason));
+    }
+    #[test]
+    fn an_entry_reports_its_first_fault_and_takes_the_default_reason() {
+        let default = Reason::parse("import".to_owned()).expect("valid").expect("not empty");
+        let parse = |kind, address: &str, reason: &str| Entry::parse(kind, address.to_owned(), reason.to_owned(), &default);
+        let entry = parse(Kind::Email, " A@B.de ", " ").expect("valid");
+        assert_eq!((entry.address.as_str(), entry.reason.as_str(), entry.unsubscribed_at), ("a@b.de", "import", None));
+        assert_eq!(parse(Kind::Domain, "b.de", "bounce").expect("valid").reason.as_str(), "bounce");
+        assert_eq!(parse(Kind::Domain, "a@b.de", "a\nb").map_err(Failure::code), Err("INVALID_DOMAIN"));
+        assert_eq!(parse(Kind::Email, "a@b.de", "a\nb"), Err(Failure::InvalidReason));
+    }
+
+    #[test]
+    fn an_opt_out_is_never_in_the_future() {
+        let default = Reason::parse("import".to_owned()).expect("valid").expect("not empty");
+        let entry = Entry::parse(Kind::Email, "a@b.de".to_owned(), String::new(), &default).expect("valid");
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let at = |at| entry.clone().with_unsubscribed_at(at, now).map(|entry| entry.unsubscribed_at);
+        let second = time::Duration::SECOND;
+        for past in [
+            now,
+            now - second,
+            now + CLOCK_SKEW,
+            OffsetDateTime::new_utc(time::macros::date!(0001 - 01 - 01), time::Time::MIDNIGHT),
+        ] {
+            assert_eq!(at(past), Ok(Some(past)));
+        }
+        for wrong in [now + CLOCK_SKEW + second, OffsetDateTime::new_utc(time::macros::date!(0000 - 12 - 31), time::Time::MIDNIGHT)]
+        {
+            assert_eq!(at(wrong), Err(Failure::InvalidTime), "{wrong}");
+        }
     }
 }

@@ -1,9 +1,15 @@
-//! The ways in which an entry can be refused.
+//! The ways in which an entry can fail.
+
+use time::Duration;
 
 /// The longest reason, in characters after trimming.
 pub(super) const REASON_CHARS_MAX: usize = 64;
 
-/// Why an entry was refused. Stops nothing but the entry itself.
+/// How far ahead of this server's clock a time may be: clocks differ, and an entry is not lost over
+/// that.
+pub(super) const CLOCK_SKEW: Duration = Duration::seconds(10);
+
+/// Why an entry was rejected. Stops nothing but the entry itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Not an e-mail address, with the cause.
@@ -16,6 +22,35 @@ pub enum Failure {
     InvalidType,
     /// Too long, or with a control character.
     InvalidReason,
+    /// Not a time, or one in the future.
+    InvalidTime,
+}
+
+/// An entry that was rejected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its index in the import, counted from 0.
+    pub index: u64,
+    /// The line of the file that it came from; 0 when the sender did not say.
+    pub line: u64,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why an entry was rejected: by a rule, or because its sender could not read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It breaks a rule.
+    Failure(Failure),
+    /// The sender reported that it could not read the entry, in its own words.
+    Unreadable {
+        /// The field at fault; empty when it is the whole line.
+        field: String,
+        /// The code that callers branch on.
+        code: String,
+        /// A sentence for people.
+        message: String,
+    },
 }
 
 impl Failure {
@@ -27,6 +62,7 @@ impl Failure {
             Self::PublicSuffix => "PUBLIC_SUFFIX",
             Self::InvalidType => "INVALID_TYPE",
             Self::InvalidReason => "INVALID_REASON",
+            Self::InvalidTime => "INVALID_TIME",
         }
     }
 
@@ -36,6 +72,7 @@ impl Failure {
             Self::InvalidEmail(_) | Self::InvalidDomain(_) | Self::PublicSuffix => "email",
             Self::InvalidType => "type",
             Self::InvalidReason => "reason",
+            Self::InvalidTime => "unsubscribe_time",
         }
     }
 
@@ -49,6 +86,7 @@ impl Failure {
             }
             Self::InvalidType => "The type is neither email nor domain.".to_owned(),
             Self::InvalidReason => format!("The reason must have 1 to {REASON_CHARS_MAX} characters and no control characters."),
+            Self::InvalidTime => "The time of the opt-out is not a time, or is in the future.".to_owned(),
         }
     }
 }
@@ -70,6 +108,12 @@ mod tests {
                 "INVALID_REASON",
                 "reason",
                 "The reason must have 1 to 64 characters and no control characters.",
+            ),
+            (
+                Failure::InvalidTime,
+                "INVALID_TIME",
+                "unsubscribe_time",
+                "The time of the opt-out is not a time, or is in the future.",
             ),
         ] {
             assert_eq!((failure.code(), failure.field(), failure.message()), (code, field, message.to_owned()));

@@ -18,8 +18,18 @@ pub struct Fingerprint {
     all: Hash,
 }
 
-/// An entry as it was sent: its address, its type's number and its reason.
-pub type Sent<'a> = (&'a str, i32, &'a str);
+/// An entry as it was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent<'a> {
+    /// The text of the address; of an entry that its sender could not read, the message about it.
+    pub address: &'a str,
+    /// The number of the type; none of an unreadable entry.
+    pub kind: Option<i32>,
+    /// The reason; the code of an unreadable entry.
+    pub reason: &'a str,
+    /// The time of the opt-out, if there is one, in seconds and nanoseconds.
+    pub unsubscribed_at: Option<(i64, i32)>,
+}
 
 impl Fingerprint {
     /// The fingerprint of an import that begins with these entries.
@@ -27,12 +37,17 @@ impl Fingerprint {
         let mut all = Sha256::new();
         let mut first = None;
         let mut count = 0_u32;
-        for (address, kind, reason) in entries {
-            for text in [address, reason] {
+        for entry in entries {
+            for text in [entry.address, entry.reason] {
                 all.update((text.len() as u64).to_be_bytes());
                 all.update(text.as_bytes());
             }
-            all.update(kind.to_be_bytes());
+            // No type has this number.
+            all.update(entry.kind.unwrap_or(i32::MIN).to_be_bytes());
+            if let Some((secs, nanos)) = entry.unsubscribed_at {
+                all.update(secs.to_be_bytes());
+                all.update(nanos.to_be_bytes());
+            }
             first.get_or_insert_with(|| cut(all.clone()));
             count = count.saturating_add(1);
         }
@@ -72,7 +87,11 @@ fn cut(hash: Sha256) -> Hash {
 mod tests {
     use super::*;
 
-    const SENT: [Sent<'_>; 3] = [("a@b.de", 0, ""), ("c.de", 2, "manual"), ("d@e.de", 1, "x")];
+    const fn sent<'a>(address: &'a str, kind: i32, reason: &'a str) -> Sent<'a> {
+        Sent { address, kind: Some(kind), reason, unsubscribed_at: None }
+    }
+
+    const SENT: [Sent<'_>; 3] = [sent("a@b.de", 0, ""), sent("c.de", 2, "manual"), sent("d@e.de", 1, "x")];
 
     #[test]
     fn a_repeat_fits_however_it_is_cut_and_another_import_does_not() {
@@ -84,17 +103,31 @@ mod tests {
             }
         }
         let fingerprint = Fingerprint::of(SENT);
-        let fits = |place: usize, sent: Sent<'_>| {
+        let fits = |index: usize, sent: Sent<'_>| {
             let mut other = SENT;
-            other[place] = sent;
+            other[index] = sent;
             fingerprint.fits(other.iter().copied())
         };
         assert!(fits(1, SENT[1]));
-        for other in [("c.de", 1, "manual"), ("c.de", 2, "manua"), ("x.de", 2, "manual"), ("c.dem", 2, "anual")] {
+        for other in [
+            sent("c.de", 1, "manual"),
+            sent("c.de", 2, "manua"),
+            sent("x.de", 2, "manual"),
+            sent("c.dem", 2, "anual"),
+            Sent { kind: None, ..SENT[1] },
+            Sent { unsubscribed_at: Some((0, 0)), ..SENT[1] },
+        ] {
             assert!(!fits(1, other), "{other:?}");
         }
-        assert!(!fingerprint.fits([("x@b.de", 0, "")].into_iter()));
+        assert!(!fingerprint.fits([sent("x@b.de", 0, "")].into_iter()));
         assert_eq!(Fingerprint::from_bytes(b"short"), None);
         assert_eq!(Fingerprint::from_bytes(&[0; 37]), None);
+    }
+
+    #[test]
+    fn what_is_stored_of_an_import_stays_the_same_in_every_release() {
+        // A request id is remembered for a day, over an upgrade.
+        let hex: String = Fingerprint::of(SENT).to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "000000033a50c7498065b02db94c3e5d44169ff0dd2fd43b2746a261d8f7554d422193e8");
     }
 }

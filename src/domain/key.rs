@@ -26,6 +26,34 @@ impl KeyKind {
     }
 }
 
+/// Who a key is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyOwner {
+    /// One workspace.
+    Workspace(WorkspaceId),
+    /// A user.
+    User(UserId),
+}
+
+impl KeyOwner {
+    /// What a key of this owner is bound to.
+    pub fn kind(self) -> KeyKind {
+        match self {
+            Self::Workspace(_) => KeyKind::Workspace,
+            Self::User(_) => KeyKind::Platform,
+        }
+    }
+}
+
+impl fmt::Display for KeyOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workspace(id) => id.fmt(f),
+            Self::User(id) => id.fmt(f),
+        }
+    }
+}
+
 /// A key in plain form. Neither `Debug` nor anything else but [`ApiKey::reveal`] shows it.
 #[derive(Clone)]
 pub struct ApiKey {

@@ -61,11 +61,16 @@ struct JsonError {
     field: String,
     code: String,
     message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
 }
 
 impl From<EntryError> for JsonError {
     fn from(error: EntryError) -> Self {
-        Self { index: error.index, field: error.field, code: error.code, message: error.message }
+        // What the service calls by the name that gRPC has for it.
+        let field = if error.field == "unsubscribe_time" { "unsubscribedAt".to_owned() } else { error.field };
+        let line = Some(error.line).filter(|line| *line > 0);
+        Self { index: error.index, field, code: error.code, message: error.message, line }
     }
 }
 
@@ -96,7 +101,7 @@ impl From<Entry> for JsonListed {
             email: entry.email,
             workspace_id: entry.workspace_id,
             reason: entry.reason,
-            unsubscribed_at: created_at.clone(),
+            unsubscribed_at: entry.unsubscribe_time.map_or_else(|| created_at.clone(), time_text),
             updated_at: created_at.clone(),
             created_at,
             added_by: entry.added_by,

@@ -208,7 +208,7 @@ impl Reader {
         let rest = self.read.entries.split_off(count);
         let entries = std::mem::replace(&mut self.read.entries, rest);
         let options = self.options.take();
-        Ok((!entries.is_empty() || options.is_some()).then_some(ImportEntriesRequest { entries, options }))
+        Ok((!entries.is_empty() || options.is_some()).then_some(ImportEntriesRequest { entries, options, unreadable: Vec::new() }))
     }
 }
 

@@ -182,7 +182,7 @@ pub(super) fn entry(line: &[u8]) -> Result<Entry, String> {
 
 /// The messages of one import: as few as the service's limit on a message allows.
 pub(super) fn import_requests(entries: Vec<Entry>, options: ImportOptions) -> Vec<ImportEntriesRequest> {
-    let mut requests = vec![ImportEntriesRequest { entries: Vec::new(), options: Some(options) }];
+    let mut requests = vec![ImportEntriesRequest { options: Some(options), ..ImportEntriesRequest::default() }];
     let mut octets = 0;
     // Almost always everything fits into one message, and then nothing is moved or measured again.
     if entries.iter().map(entry_octets).sum::<usize>() <= MESSAGE_BYTES_MAX {

@@ -34,6 +34,7 @@ pub(super) fn needs(path: &str) -> Option<Needs> {
     match path {
         "/dnc.v1.DncService/ImportEntries"
         | "/dnc.v1.DncService/CheckEntries"
+        | "/dnc.v1.DncService/ScrubEntries"
         | "/dnc.v1.DncService/ListEntries"
         | "/dnc.v1.DncService/ExportEntries"
         | "/dnc.v1.DncService/DeleteEntries"

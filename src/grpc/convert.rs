@@ -5,7 +5,7 @@ use prost_types::Timestamp;
 use time::OffsetDateTime;
 
 use crate::{
-    domain::{Address, Entry, Error, Failure, Filter, Kind, Reason, Tally},
+    domain::{Address, Cause, Entry, Error, Failure, Filter, Kind, Reason, Rejected, Sent, Tally},
     proto,
     store::{EntryRow, Replay},
 };
@@ -14,6 +14,8 @@ use crate::{
 const ADDRESSES_MAX: usize = 10_000;
 
 const REQUEST_ID_CHARS_MAX: usize = 128;
+const UNREADABLE_CODE_CHARS_MAX: usize = 32;
+const UNREADABLE_MESSAGE_CHARS_MAX: usize = 200;
 const SEARCH_OCTETS_MAX: usize = 254;
 const PAGE_ENTRIES: u32 = 25;
 const PAGE_ENTRIES_MAX: u32 = 1_000;
@@ -27,17 +29,78 @@ pub(super) fn default_reason(text: String, fallback: &str) -> Result<Reason, Err
     }
 }
 
-/// One entry of an import. Output-only fields are not looked at.
-pub(super) fn entry(entry: proto::Entry, default_reason: &Reason) -> Result<Entry, Failure> {
+/// One entry of an import. Output-only fields are ignored. `now` is what no opt-out is later than.
+pub(super) fn entry(entry: proto::Entry, default_reason: &Reason, now: OffsetDateTime) -> Result<Entry, Failure> {
     let kind = match proto::EntryType::try_from(entry.r#type) {
         Ok(proto::EntryType::Unspecified | proto::EntryType::Email) => Kind::Email,
         Ok(proto::EntryType::Domain) => Kind::Domain,
         Err(_) => return Err(Failure::InvalidType),
     };
-    Ok(Entry {
-        address: Address::parse(kind, entry.email)?,
-        reason: Reason::parse(entry.reason)?.unwrap_or_else(|| default_reason.clone()),
-    })
+    let parsed = Entry::parse(kind, entry.email, entry.reason, default_reason)?;
+    match entry.unsubscribe_time {
+        None => Ok(parsed),
+        Some(at) => parsed.with_unsubscribed_at(time(at).ok_or(Failure::InvalidTime)?, now),
+    }
+}
+
+/// An entry of a message, or what its sender reported in place of one.
+pub(super) enum Received {
+    Entry(proto::Entry),
+    Unreadable { line: u64, cause: Cause },
+}
+
+/// The entries of a message with those that its sender could not read, in their order.
+///
+/// # Errors
+/// When what the sender reports breaks a limit: it goes into the answer, and must fit there.
+pub(super) fn received(message: proto::ImportEntriesRequest) -> Result<impl Iterator<Item = Received>, Error> {
+    let proto::ImportEntriesRequest { entries, unreadable, .. } = message;
+    let mut position_min = 0;
+    for (index, reported) in unreadable.iter().enumerate() {
+        let is_word = |text: &str| {
+            (1..=UNREADABLE_CODE_CHARS_MAX).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+        };
+        let is_text = |text: &str, max: usize| text.chars().count() <= max && !text.contains(char::is_control);
+        let wrong = if reported.position < position_min || reported.position as usize > entries.len() {
+            ("position", "The positions must not decrease, and be at most the number of entries in the message.")
+        } else if !is_text(&reported.field, UNREADABLE_CODE_CHARS_MAX) {
+            ("field", "The field has at most 32 characters, and no control characters.")
+        } else if !is_word(&reported.code) {
+            ("code", "The code has 1 to 32 characters, each of A to Z or _.")
+        } else if !is_text(&reported.message, UNREADABLE_MESSAGE_CHARS_MAX) {
+            ("message", "The message has at most 200 characters, and no control characters.")
+        } else {
+            position_min = reported.position;
+            continue;
+        };
+        return Err(Error::invalid(format!("unreadable[{index}].{}", wrong.0), wrong.1));
+    }
+    let mut unreadable = unreadable.into_iter().peekable();
+    let mut entries = entries.into_iter();
+    let mut taken = 0;
+    Ok(std::iter::from_fn(move || {
+        let reported = unreadable.next_if(|reported| reported.position <= taken);
+        if let Some(proto::UnreadableEntry { line, field, code, message, .. }) = reported {
+            return Some(Received::Unreadable { line, cause: Cause::Unreadable { field, code, message } });
+        }
+        taken += 1;
+        entries.next().map(Received::Entry)
+    }))
+}
+
+/// What an import's first message holds, as a repeat is recognized by it.
+pub(super) fn sent(message: &proto::ImportEntriesRequest) -> Vec<Sent<'_>> {
+    let entries = message.entries.iter().map(|entry| Sent {
+        address: &entry.email,
+        kind: Some(entry.r#type),
+        reason: &entry.reason,
+        unsubscribed_at: entry.unsubscribe_time.map(|at| (at.seconds, at.nanos)),
+    });
+    let unreadable = message.unreadable.iter();
+    let unreadable =
+        unreadable.map(|entry| Sent { address: &entry.message, kind: None, reason: &entry.code, unsubscribed_at: None });
+    entries.chain(unreadable).collect()
 }
 
 /// The caller's name for an import; none when it has none.
@@ -55,7 +118,7 @@ pub(super) fn tally(tally: &Tally) -> proto::ImportEntriesResponse {
         imported: tally.imported,
         skipped: tally.skipped,
         failed: tally.failed,
-        errors: tally.errors.iter().map(|(index, failure)| entry_error(*index, *failure)).collect(),
+        errors: tally.errors.iter().map(rejected).collect(),
     }
 }
 
@@ -128,11 +191,18 @@ pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error
 }
 
 fn time_of(field: &str, at: Timestamp) -> Result<OffsetDateTime, Error> {
+    time(at).ok_or_else(|| Error::invalid(field, "The time is not one between the years 1 and 9999."))
+}
+
+/// A time of the years 1 to 9999, which is what a timestamp may be.
+fn time(at: Timestamp) -> Option<OffsetDateTime> {
     let nanos = i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos);
-    OffsetDateTime::from_unix_timestamp_nanos(nanos)
-        .ok()
-        .filter(|time| (1..=9999).contains(&time.year()) && (0..1_000_000_000).contains(&at.nanos))
-        .ok_or_else(|| Error::invalid(field, "The time is not one between the years 1 and 9999."))
+    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?;
+    ((1..=9999).contains(&time.year()) && (0..1_000_000_000).contains(&at.nanos)).then_some(time)
+}
+
+fn timestamp(time: OffsetDateTime) -> Timestamp {
+    Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() }
 }
 
 /// How many entries a page has.
@@ -147,26 +217,32 @@ pub(super) fn page_size(asked: i32) -> Result<u32, Error> {
 /// An entry as callers see it, in the workspace of this public id.
 pub(super) fn stored(workspace: &str, row: EntryRow) -> proto::Entry {
     proto::Entry {
-        r#type: entry_type(if row.address.contains('@') { Kind::Email } else { Kind::Domain }).into(),
+        r#type: if row.address.contains('@') { Kind::Email } else { Kind::Domain }.number(),
         email: row.address,
         reason: row.reason,
         workspace_id: workspace.to_owned(),
-        create_time: Some(Timestamp { seconds: row.created_at.unix_timestamp(), nanos: row.created_at.nanosecond().cast_signed() }),
+        create_time: Some(timestamp(row.created_at)),
         added_by: row.added_by.to_string(),
+        unsubscribe_time: Some(timestamp(row.unsubscribed_at.unwrap_or(row.created_at))),
+        line: 0,
     }
 }
 
-/// A kind's number in the proto.
-pub(super) fn entry_type(kind: Kind) -> proto::EntryType {
-    match kind {
-        Kind::Email => proto::EntryType::Email,
-        Kind::Domain => proto::EntryType::Domain,
-    }
-}
-
-/// A refused entry or address, with its place.
+/// An address that is none, with its index in the request.
 pub(super) fn entry_error(index: u64, failure: Failure) -> proto::EntryError {
-    proto::EntryError { index, field: failure.field().to_owned(), code: failure.code().to_owned(), message: failure.message() }
+    let (field, code) = (failure.field().to_owned(), failure.code().to_owned());
+    proto::EntryError { index, field, code, message: failure.message(), line: 0 }
+}
+
+fn rejected(rejected: &Rejected) -> proto::EntryError {
+    let Rejected { index, line, cause } = rejected;
+    match cause {
+        Cause::Failure(failure) => proto::EntryError { line: *line, ..entry_error(*index, *failure) },
+        Cause::Unreadable { field, code, message } => {
+            let (field, code, message) = (field.clone(), code.clone(), message.clone());
+            proto::EntryError { index: *index, field, code, message, line: *line }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -194,7 +270,7 @@ mod tests {
             reason: reason.to_owned(),
             ..Default::default()
         };
-        let default = reason("");
+        let (default, now) = (reason(""), OffsetDateTime::UNIX_EPOCH);
         assert_eq!(default.as_str(), "import");
         assert_eq!(reason(" asked us ").as_str(), "asked us");
         for (number, email, given, stored) in [
@@ -204,14 +280,64 @@ mod tests {
             (3, "b.de", "", None),
             (-1, "a@b.de", "", None),
         ] {
-            let read = entry(of(number, email, given), &default);
+            let read = entry(of(number, email, given), &default, now);
             let read = read.as_ref().map(|entry| (entry.address.kind(), entry.reason.as_str()));
             assert_eq!(read, stored.ok_or(&Failure::InvalidType), "{number}");
         }
-        assert_eq!(entry(of(0, "b.de", ""), &default).map_err(Failure::code), Err("INVALID_EMAIL"));
-        assert_eq!(entry(of(0, "a@b.de", "a\nb"), &default), Err(Failure::InvalidReason));
+        assert_eq!(entry(of(0, "b.de", ""), &default, now).map_err(Failure::code), Err("INVALID_EMAIL"));
+        assert_eq!(entry(of(0, "a@b.de", "a\nb"), &default, now), Err(Failure::InvalidReason));
+        for (at, expected) in [((0, 0), Ok(Some(now))), ((60, 0), Err(Failure::InvalidTime)), ((0, -1), Err(Failure::InvalidTime))]
+        {
+            let at = Timestamp { seconds: at.0, nanos: at.1 };
+            let read = entry(proto::Entry { unsubscribe_time: Some(at), ..of(1, "a@b.de", "") }, &default, now);
+            assert_eq!(read.map(|entry| entry.unsubscribed_at), expected, "{at:?}");
+        }
         assert_eq!(field(default_reason("a\nb".to_owned(), "import")).as_deref(), Some("options.default_reason"));
         assert!(matches!(default_reason(String::new(), " "), Err(Error::Internal { .. })));
+    }
+
+    #[test]
+    fn unreadable_entries_stand_where_they_stood() {
+        let unreadable =
+            |position| proto::UnreadableEntry { position, line: 3, code: "INVALID_LINE".to_owned(), ..Default::default() };
+        let message = |positions: &[u32]| proto::ImportEntriesRequest {
+            entries: ["a", "b"].map(|email| proto::Entry { email: email.to_owned(), ..Default::default() }).to_vec(),
+            unreadable: positions.iter().map(|position| unreadable(*position)).collect(),
+            ..Default::default()
+        };
+        for (positions, expected) in [(&[][..], "ab"), (&[0], "-ab"), (&[1], "a-b"), (&[2], "ab-"), (&[0, 0, 1, 2, 2], "--a-b--")] {
+            let order: String = received(message(positions))
+                .expect("in order")
+                .map(|received| match received {
+                    Received::Entry(entry) => entry.email,
+                    Received::Unreadable { line: 3, .. } => "-".to_owned(),
+                    Received::Unreadable { .. } => "?".to_owned(),
+                })
+                .collect();
+            assert_eq!(order, expected, "{positions:?}");
+        }
+        assert_eq!(field(received(message(&[3]))).as_deref(), Some("unreadable[0].position"));
+        assert_eq!(field(received(message(&[1, 0]))).as_deref(), Some("unreadable[1].position"));
+        let report = |field: &str, code: &str, text: &str| proto::ImportEntriesRequest {
+            unreadable: vec![proto::UnreadableEntry {
+                field: field.to_owned(),
+                code: code.to_owned(),
+                message: text.to_owned(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert!(received(report(&"f".repeat(32), &"C".repeat(32), &"ü".repeat(200))).is_ok());
+        for (wrong, place) in [
+            (report(&"f".repeat(33), "CODE", ""), "unreadable[0].field"),
+            (report("", "", ""), "unreadable[0].code"),
+            (report("", "code", ""), "unreadable[0].code"),
+            (report("", &"C".repeat(33), ""), "unreadable[0].code"),
+            (report("", "CODE", &"m".repeat(201)), "unreadable[0].message"),
+            (report("", "CODE", "a\nb"), "unreadable[0].message"),
+        ] {
+            assert_eq!(field(received(wrong)).as_deref(), Some(place));
+        }
     }
 
     #[test]
@@ -227,13 +353,19 @@ mod tests {
     #[test]
     fn an_answer_can_be_kept_and_given_again() {
         let mut first = Tally { imported: 3, skipped: 2, ..Tally::default() };
-        first.refused(7, Failure::InvalidType);
+        first.rejected(7, 8, Cause::Failure(Failure::InvalidType));
+        let unreadable = ["", "INVALID_LINE", "The line is no entry."].map(str::to_owned);
+        let [field, code, message] = unreadable.clone();
+        first.rejected(9, 10, Cause::Unreadable { field, code, message });
         let answer = tally(&first);
-        assert_eq!((answer.imported, answer.skipped, answer.failed), (3, 2, 1));
+        assert_eq!((answer.imported, answer.skipped, answer.failed), (3, 2, 2));
+        let error = answer.errors[1].clone();
+        assert_eq!((error.index, error.line), (9, 10));
+        assert_eq!([error.field, error.code, error.message], unreadable);
         let error = &answer.errors[0];
-        assert_eq!((error.index, error.field.as_str(), error.code.as_str()), (7, "type", "INVALID_TYPE"));
+        assert_eq!((error.index, error.line, error.field.as_str(), error.code.as_str()), (7, 8, "type", "INVALID_TYPE"));
         assert_eq!(error.message, Failure::InvalidType.message());
-        let kept = Replay { imported: 3, skipped: 2, failed: 1, errors: Some(errors_to_keep(&first)) };
+        let kept = Replay { imported: 3, skipped: 2, failed: 2, errors: Some(errors_to_keep(&first)) };
         assert_eq!(replay(kept).expect("kept as it was"), answer);
         let without = Replay { imported: 3, skipped: 2, failed: 1, errors: None };
         assert!(replay(without).expect("counts").errors.is_empty());
@@ -308,6 +440,7 @@ mod tests {
             reason: "bounce".to_owned(),
             created_at: OffsetDateTime::from_unix_timestamp_nanos(1_500_000_001).expect("a time"),
             added_by: KeyId(7),
+            unsubscribed_at: None,
         };
         let expected = proto::Entry {
             email: "a@b.de".to_owned(),
@@ -316,8 +449,14 @@ mod tests {
             workspace_id: "ws_1".to_owned(),
             create_time: Some(Timestamp { seconds: 1, nanos: 500_000_001 }),
             added_by: "key_7".to_owned(),
+            unsubscribe_time: Some(Timestamp { seconds: 1, nanos: 500_000_001 }),
+            line: 0,
         };
         assert_eq!(stored("ws_1", row("a@b.de")), expected);
-        assert_eq!(stored("ws_1", row("b.de")), proto::Entry { email: "b.de".to_owned(), r#type: 2, ..expected });
+        let domain = proto::Entry { email: "b.de".to_owned(), r#type: 2, ..expected.clone() };
+        assert_eq!(stored("ws_1", row("b.de")), domain);
+        let opted_out = EntryRow { unsubscribed_at: Some(OffsetDateTime::UNIX_EPOCH), ..row("a@b.de") };
+        let epoch = Some(Timestamp { seconds: 0, nanos: 0 });
+        assert_eq!(stored("ws_1", opted_out), proto::Entry { unsubscribe_time: epoch, ..expected });
     }
 }

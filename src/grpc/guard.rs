@@ -180,6 +180,7 @@ where
                     let deadline = caller_timeout(&head.headers);
                     let is_early = head.headers.contains_key(EARLY_HEAD);
                     head.extensions.insert(principal);
+                    head.extensions.insert(work.clone());
                     let answer = inner.call(Request::from_parts(head, body));
                     let answer = async move {
                         let response = match deadline {

@@ -101,7 +101,7 @@ pub(super) async fn summarize(store: &Store, principal: &Principal) -> Result<Su
         reasons: summary
             .counts
             .into_iter()
-            .map(|row| ReasonCount { r#type: convert::entry_type(row.kind).into(), reason: row.reason, count: row.count })
+            .map(|row| ReasonCount { r#type: row.kind.number(), reason: row.reason, count: row.count })
             .collect(),
     })
 }

@@ -41,6 +41,8 @@ struct Shape {
     /// What the repeated field of the message is called, and how often it may be repeated.
     field: &'static str,
     entries_max: usize,
+    /// The number of another field whose repetitions count as well.
+    other_field: Option<u64>,
     too_many: &'static str,
     /// What an entry takes in memory beside its text, in all that is made of it.
     entry_bytes: usize,
@@ -53,7 +55,8 @@ fn shape(path: &str) -> Shape {
         has_many: false,
         field: "emails",
         entries_max: 10_000,
-        too_many: "At most 10000 addresses fit one call.",
+        other_field: None,
+        too_many: "At most 10000 addresses fit one message.",
         entry_bytes: 512,
         expansion: 24,
     };
@@ -62,10 +65,12 @@ fn shape(path: &str) -> Shape {
             has_many: true,
             field: "entries",
             entries_max: 100_000,
+            other_field: Some(3),
             too_many: "A message has more than 100,000 entries. Send them in several messages of one stream.",
             entry_bytes: 256,
             expansion: 8,
         },
+        "/dnc.v1.DncService/ScrubEntries" => Shape { has_many: true, ..addresses },
         _ => addresses,
     }
 }
@@ -79,6 +84,11 @@ impl Work {
         if let Some(permit) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             permit.shrink(bytes);
         }
+    }
+
+    /// Takes over what the call has in work: whoever has the permit holds the bytes.
+    pub(super) fn take(&self) -> Option<Permit> {
+        self.replace(None)
     }
 
     fn replace(&self, permit: Option<Permit>) -> Option<Permit> {
@@ -206,7 +216,7 @@ impl Metered {
                 Place::Begun { bytes } => {
                     let (bytes, length) = (*bytes, length(*bytes));
                     // What is compressed is refused by that alone.
-                    let counter = if bytes[0] == 0 { Counter::default() } else { Counter { at: At::Lost, entries: 0 } };
+                    let counter = if bytes[0] == 0 { Counter::of(self.shape.other_field) } else { Counter::lost() };
                     self.place = Place::Message { length, left: length, counter };
                     return Ok(Some(Bytes::copy_from_slice(&bytes)));
                 }
@@ -228,7 +238,9 @@ impl Metered {
                     self.place = BETWEEN;
                     self.last_piece = (!piece.is_empty()).then_some(piece);
                     self.complete(bytes);
-                    return Ok(None);
+                    if self.waiting.is_some() {
+                        return Ok(None);
+                    }
                 }
             }
         }
@@ -296,12 +308,14 @@ pub(super) fn error_of(status: &Status) -> Option<Error> {
     }
 }
 
-/// Counts how often field 1, the repeated one of every request that has one, stands in a message that comes in pieces. What is not valid protobuf ends the
+/// Counts how often field 1, the repeated one of every request that has one, stands in a message that
+/// comes in pieces, and one more field if there is one to count. What is not valid protobuf ends the
 /// counting, as it will end the reading.
 #[derive(Debug, Default)]
 struct Counter {
     at: At,
     entries: usize,
+    other_field: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -320,6 +334,14 @@ impl Default for At {
 }
 
 impl Counter {
+    fn of(other_field: Option<u64>) -> Self {
+        Self { other_field, ..Self::default() }
+    }
+
+    fn lost() -> Self {
+        Self { at: At::Lost, ..Self::default() }
+    }
+
     fn feed(&mut self, mut piece: &[u8]) {
         while let Some((&byte, rest)) = piece.split_first() {
             let (bits, is_last) = (u64::from(byte & 0x7f), byte < 0x80);
@@ -351,7 +373,8 @@ impl Counter {
                         0 => At::Number,
                         1 => At::Inside { left: 8 },
                         2 => {
-                            self.entries += usize::from(tag >> 3 == 1);
+                            let field = tag >> 3;
+                            self.entries += usize::from(field == 1 || Some(field) == self.other_field);
                             At::Length { value: 0, shift: 0 }
                         }
                         3 | 4 => At::default(),
@@ -373,18 +396,21 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::proto::{Entry, ImportEntriesRequest, ImportOptions};
+    use crate::proto::{Entry, ImportEntriesRequest, ImportOptions, UnreadableEntry};
 
     #[test]
     fn entries_are_counted_in_any_pieces() {
         let mut entries = vec![Entry::default(); 3];
         entries.push(Entry { email: "a".repeat(300), reason: "b".repeat(5), ..Entry::default() });
         let options = ImportOptions { request_id: "\n\u{1}".repeat(40), ..ImportOptions::default() };
-        let bytes = ImportEntriesRequest { entries, options: Some(options) }.encode_to_vec();
+        let unreadable = vec![UnreadableEntry { message: "\u{1a}\n".repeat(9), ..UnreadableEntry::default() }; 2];
+        let bytes = ImportEntriesRequest { entries, options: Some(options), unreadable }.encode_to_vec();
         for size in 1..bytes.len() {
-            let mut counter = Counter::default();
-            bytes.chunks(size).for_each(|piece| counter.feed(piece));
-            assert_eq!(counter.entries, 4, "pieces of {size}");
+            for (other_field, expected) in [(None, 4), (Some(3), 6)] {
+                let mut counter = Counter::of(other_field);
+                bytes.chunks(size).for_each(|piece| counter.feed(piece));
+                assert_eq!(counter.entries, expected, "pieces of {size}");
+            }
         }
     }
 
@@ -405,7 +431,7 @@ mod tests {
         use futures_util::{FutureExt, StreamExt};
         use http_body_util::{BodyExt, StreamBody};
         let entry = Entry { email: "a@example.com".to_owned(), ..Entry::default() };
-        let bytes = ImportEntriesRequest { entries: vec![entry; 1_000], options: None }.encode_to_vec();
+        let bytes = ImportEntriesRequest { entries: vec![entry; 1_000], ..ImportEntriesRequest::default() }.encode_to_vec();
         let length = bytes.len();
         let message = [&[0][..], &(length as u32).to_be_bytes(), &bytes].concat();
         let frames = tokio_stream::iter([Ok::<_, Status>(Frame::data(Bytes::from(message)))]).chain(tokio_stream::pending());
@@ -425,7 +451,7 @@ mod tests {
     async fn the_body_is_passed_on_as_it_came() {
         use http_body_util::{BodyExt, StreamBody};
         let message = |entries| {
-            let bytes = ImportEntriesRequest { entries, options: None }.encode_to_vec();
+            let bytes = ImportEntriesRequest { entries, ..ImportEntriesRequest::default() }.encode_to_vec();
             [&[0][..], &(bytes.len() as u32).to_be_bytes(), &bytes].concat()
         };
         let entry = Entry { email: "a@example.com".to_owned(), ..Entry::default() };

@@ -11,7 +11,9 @@ pub mod guard;
 pub mod health;
 mod import;
 mod list;
+mod messages;
 mod metered;
+mod scrub;
 mod status;
 
 use std::{sync::Arc, time::Duration};
@@ -27,7 +29,7 @@ use crate::{
     proto::{
         CheckEntriesRequest, CheckEntriesResponse, DeleteEntriesRequest, DeleteEntriesResponse, ExportEntriesRequest,
         ExportEntriesResponse, ImportEntriesRequest, ImportEntriesResponse, ListEntriesRequest, ListEntriesResponse,
-        SummarizeEntriesRequest, SummarizeEntriesResponse, dnc_service_server,
+        ScrubEntriesRequest, ScrubEntriesResponse, SummarizeEntriesRequest, SummarizeEntriesResponse, dnc_service_server,
     },
     store::Store,
 };
@@ -40,14 +42,14 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub struct DncService {
     store: Store,
     auth: Arc<Authenticator>,
-    limits: ImportLimits,
+    limits: StreamLimits,
     /// Leave to wait for an import with the same request id.
     repeats: Semaphore,
 }
 
-/// How much of the database one import may use, and how long it may say nothing.
+/// How much of the database one import may use, and how long a stream may send nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct ImportLimits {
+pub struct StreamLimits {
     /// Entries in one batch of a long stream.
     pub batch_entries_max: usize,
     /// Batches of one stream at the database at once, each on a connection of its own.
@@ -58,7 +60,7 @@ pub struct ImportLimits {
 
 impl DncService {
     /// The service over this store. `auth` is the one that guards it.
-    pub fn new(store: Store, auth: Arc<Authenticator>, limits: ImportLimits) -> Self {
+    pub fn new(store: Store, auth: Arc<Authenticator>, limits: StreamLimits) -> Self {
         Self { store, auth, limits, repeats: Semaphore::new(import::REPEATS_MAX) }
     }
 }
@@ -79,12 +81,26 @@ impl dnc_service_server::DncService for DncService {
         request: Request<Streaming<ImportEntriesRequest>>,
     ) -> Result<Response<ImportEntriesResponse>, Status> {
         let principal = principal(&request)?;
-        import::run(&self.store, &self.auth, principal, self.limits, &self.repeats, request.into_inner()).await.map(Response::new)
+        import::run(&self.store, self.auth.clone(), principal, self.limits, &self.repeats, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn check_entries(&self, request: Request<CheckEntriesRequest>) -> Result<Response<CheckEntriesResponse>, Status> {
         let principal = principal(&request)?;
         answer(check::run(&self.store, &principal, request.into_inner()).await)
+    }
+
+    type ScrubEntriesStream = BoxStream<'static, Result<ScrubEntriesResponse, Status>>;
+
+    async fn scrub_entries(
+        &self,
+        request: Request<Streaming<ScrubEntriesRequest>>,
+    ) -> Result<Response<Self::ScrubEntriesStream>, Status> {
+        let principal = principal(&request)?;
+        let work = request.extensions().get::<metered::Work>().cloned().unwrap_or_default();
+        let (store, auth) = (self.store.clone(), self.auth.clone());
+        Ok(Response::new(scrub::run(store, auth, principal, self.limits, work, request.into_inner()).boxed()))
     }
 
     async fn list_entries(&self, request: Request<ListEntriesRequest>) -> Result<Response<ListEntriesResponse>, Status> {

@@ -30,7 +30,7 @@ use crate::{
     budget::Budget,
     config::{DatabaseLimits, HttpOptions, ServerOptions, TlsOptions},
     gateway::{self, Upstream},
-    grpc::{self, DncService, ImportLimits, auth::Authenticator, guard::Guard, health},
+    grpc::{self, DncService, StreamLimits, auth::Authenticator, guard::Guard, health},
     proto::{self, dnc_service_server::DncServiceServer},
     running::Running,
     store::{Store, StoreOptions},
@@ -89,7 +89,7 @@ impl Bound {
         let draining = CancellationToken::new();
         let calls = TaskTracker::new();
         let auth = Arc::new(Authenticator::new(store.clone(), options.requests_per_sec_max));
-        let limits = ImportLimits {
+        let limits = StreamLimits {
             batch_entries_max: options.batch_entries_max as usize,
             batches_in_flight_max: options.batches_in_flight_max.into(),
             idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),

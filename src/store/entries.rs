@@ -232,18 +232,38 @@ async fn insert(
 ) -> Result<Inserted, Stop> {
     let (addresses, reasons) = (entries.addresses(), entries.reasons());
     // The order of the arrays is the order of the inserts; see Batch::into_sorted for what hangs on it.
-    let imported = query!(
-        "INSERT INTO entries (workspace_id, added_by, address, reason)
-         SELECT $1, $2, address, reason FROM UNNEST($3::text[], $4::text[]) AS new (address, reason)
-         ON CONFLICT DO NOTHING",
-        ids.workspace.0,
-        ids.key.0,
-        &addresses as &[&str],
-        &reasons as &[&str],
-    )
-    .execute(&mut *connection)
-    .await?
-    .rows_affected();
+    let inserted = match entries.unsubscribed_at() {
+        // Most imports know no opt-outs, and need not send an array of nothing.
+        None => {
+            query!(
+                "INSERT INTO entries (workspace_id, added_by, address, reason)
+                 SELECT $1, $2, address, reason FROM UNNEST($3::text[], $4::text[]) AS new (address, reason)
+                 ON CONFLICT DO NOTHING",
+                ids.workspace.0,
+                ids.key.0,
+                &addresses as &[&str],
+                &reasons as &[&str],
+            )
+            .execute(&mut *connection)
+            .await?
+        }
+        Some(unsubscribed_at) => {
+            query!(
+                "INSERT INTO entries (workspace_id, added_by, address, reason, unsubscribed_at)
+                 SELECT $1, $2, address, reason, unsubscribed_at
+                 FROM UNNEST($3::text[], $4::text[], $5::timestamptz[]) AS new (address, reason, unsubscribed_at)
+                 ON CONFLICT DO NOTHING",
+                ids.workspace.0,
+                ids.key.0,
+                &addresses as &[&str],
+                &reasons as &[&str],
+                &unsubscribed_at as &[Option<OffsetDateTime>],
+            )
+            .execute(&mut *connection)
+            .await?
+        }
+    };
+    let imported = inserted.rows_affected();
     if let Some(first) = first {
         imports::begin(connection, ids, first, imported).await?;
     }

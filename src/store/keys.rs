@@ -6,16 +6,7 @@ use sqlx::{query, query_scalar};
 use time::OffsetDateTime;
 
 use super::{Store, session::Stop, shares::Share};
-use crate::domain::{Error, KeyHash, KeyId, UserId, WorkspaceId};
-
-/// What a key is bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyOwner {
-    /// One workspace.
-    Workspace(WorkspaceId),
-    /// A user.
-    User(UserId),
-}
+use crate::domain::{ApiKey, Error, KeyHash, KeyId, KeyOwner, UserId, WorkspaceId};
 
 /// A key as operators see it: all but the key itself, which nobody has.
 #[derive(Debug)]
@@ -46,17 +37,15 @@ pub struct Caller {
 }
 
 impl Store {
-    /// Keeps a new key's hash. Without `expires_in` the key works until it is revoked.
+    /// Makes a key, stores its hash, and returns the only copy of the key with its id. Without `expires_in` the key
+    /// works until it is revoked.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the owner does not exist.
-    pub async fn create_key(
-        &self,
-        owner: KeyOwner,
-        name: &str,
-        hash: KeyHash,
-        expires_in: Option<Duration>,
-    ) -> Result<KeyId, Error> {
+    /// [`Error::NotFound`] when the owner does not exist, [`Error::Internal`] when the operating system has no
+    /// randomness, [`Error::Unavailable`] and [`Error::Timeout`].
+    pub async fn issue_key(&self, owner: KeyOwner, name: &str, expires_in: Option<Duration>) -> Result<(KeyId, ApiKey), Error> {
+        let key = ApiKey::generate(owner.kind()).map_err(Error::internal)?;
+        let hash = key.hash();
         let (workspace, user) = match owner {
             KeyOwner::Workspace(id) => (Some(id.0), None),
             KeyOwner::User(id) => (None, Some(id.0)),
@@ -84,7 +73,7 @@ impl Store {
                 })
             })
         });
-        Ok(created.await?)
+        Ok((created.await?, key))
     }
 
     /// All keys, oldest first.

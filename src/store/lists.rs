@@ -17,9 +17,11 @@ pub struct EntryRow {
     pub reason: String,
     /// When it was stored.
     pub created_at: OffsetDateTime,
-    #[sqlx(try_from = "i64")]
     /// The key that stored it.
+    #[sqlx(try_from = "i64")]
     pub added_by: KeyId,
+    /// When the person opted out, where another system knew it.
+    pub unsubscribed_at: Option<OffsetDateTime>,
 }
 
 /// What is on a list, in numbers.
@@ -69,9 +71,9 @@ impl Store {
                 wanted.dedup();
                 Ok(query_as!(
                     EntryRow,
-                    "SELECT entry.address, entry.reason, entry.created_at, entry.added_by FROM UNNEST($2::text[]) AS wanted (address)
+                    "SELECT entry.address, entry.reason, entry.created_at, entry.added_by, entry.unsubscribed_at FROM UNNEST($2::text[]) AS wanted (address)
                      CROSS JOIN LATERAL (
-                         SELECT address, reason, created_at, added_by FROM entries
+                         SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries
                          WHERE workspace_id = $1 AND entries.address = wanted.address LIMIT 1
                      ) AS entry",
                     workspace.0,
@@ -107,7 +109,7 @@ impl Store {
         let (filter, after) = (filter.clone(), after.to_owned());
         let running = self.run(mode, share, move |connection| {
             Box::pin(async move {
-                let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by FROM entries");
+                let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
                 push_filter(&mut query, workspace, &filter);
                 // The number stands in the text, where the planner sees that it is small.
                 query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(count);

@@ -38,7 +38,7 @@ use self::{
 pub use deletions::Deletion;
 pub use entries::Rehearsal;
 pub use imports::{Answered, Claim, End, FirstBatch, ImportId, ImportIds, Replay};
-pub use keys::{Caller, KeyOwner, KeyRow};
+pub use keys::{Caller, KeyRow};
 pub use lists::{EntryRow, ReasonCount, Summary};
 pub use tenants::{UserRow, WorkspaceRow};
 

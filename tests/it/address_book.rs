@@ -15,9 +15,9 @@ pub fn numbered(range: std::ops::Range<u32>) -> impl DoubleEndedIterator<Item = 
 }
 
 pub fn request(entries: Vec<Entry>) -> ImportEntriesRequest {
-    ImportEntriesRequest { entries, options: None }
+    ImportEntriesRequest { entries, ..ImportEntriesRequest::default() }
 }
 
 pub fn with_options(entries: Vec<Entry>, options: ImportOptions) -> ImportEntriesRequest {
-    ImportEntriesRequest { entries, options: Some(options) }
+    ImportEntriesRequest { entries, options: Some(options), ..ImportEntriesRequest::default() }
 }

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use dnc::{
-    cli::issue_key,
-    domain::{ApiKey, KeyId, KeyKind, WorkspaceId},
+    domain::{ApiKey, KeyId, KeyKind, KeyOwner, WorkspaceId},
     proto::FILE_DESCRIPTOR_SET,
-    store::KeyOwner,
 };
 use prost::Message;
 use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataValue, transport::Channel};
@@ -50,12 +48,9 @@ async fn call(channel: &Channel, path: &str, headers: &[(&'static str, &str)]) -
 async fn every_method_is_closed_to_strangers() {
     let server = TestServer::start().await;
     let channel = Channel::from_shared(server.grpc_url.clone()).unwrap().connect().await.unwrap();
-    let hash_only = |key: &ApiKey| key.hash();
-    let expired = ApiKey::generate(KeyKind::Workspace).unwrap();
     let owner = KeyOwner::Workspace(server.workspace);
-    server.store.create_key(owner, "", hash_only(&expired), Some(Duration::ZERO)).await.unwrap();
-    let revoked = ApiKey::generate(KeyKind::Workspace).unwrap();
-    let id = server.store.create_key(owner, "", hash_only(&revoked), None).await.unwrap();
+    let (_, expired) = server.store.issue_key(owner, "", Some(Duration::ZERO)).await.unwrap();
+    let (id, revoked) = server.store.issue_key(owner, "", None).await.unwrap();
     server.store.revoke_key(id).await.unwrap();
     let unknown = ApiKey::generate(KeyKind::Platform).unwrap();
     let (ours, theirs) = (server.workspace.to_string(), server.other_workspace.to_string());
@@ -170,8 +165,7 @@ async fn the_same_address_in_two_workspaces_is_two_entries() {
 async fn a_revoked_key_stops_working_also_in_the_middle_of_a_stream() {
     let server = TestServer::start().await;
     let owner = KeyOwner::Workspace(server.workspace);
-    let key = issue_key(&server.store, owner, "", None).await.unwrap();
-    let id = server.store.list_keys().await.unwrap().last().unwrap().id;
+    let (id, key) = server.store.issue_key(owner, "", None).await.unwrap();
     let (send, messages) = tokio::sync::mpsc::channel(1);
     let mut client = server.client().await;
     let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), key.reveal());

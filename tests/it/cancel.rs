@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use dnc::{
-    cli::issue_key,
+    domain::KeyOwner,
     gateway::Upstream,
     proto::{CheckEntriesRequest, DeleteEntriesRequest, ListEntriesRequest, dnc_service_client::DncServiceClient},
-    store::KeyOwner,
 };
 use sqlx::Connection;
 use time::OffsetDateTime;
@@ -83,7 +82,7 @@ async fn require_clean(server: &TestServer, client: &DncServiceClient<Upstream>,
 /// A key that has expired by the time this returns.
 async fn expired_key(server: &TestServer) -> String {
     let owner = KeyOwner::Workspace(server.workspace);
-    let key = issue_key(&server.store, owner, "", Some(Duration::from_millis(1))).await.unwrap().reveal().to_owned();
+    let key = server.store.issue_key(owner, "", Some(Duration::from_millis(1))).await.unwrap().1.reveal().to_owned();
     tokio::time::sleep(Duration::from_millis(10)).await;
     key
 }

@@ -6,10 +6,9 @@ use std::{
 };
 
 use dnc::{
-    cli::issue_key,
+    domain::KeyOwner,
     gateway::Upstream,
     proto::{EntryFilter, ListEntriesRequest, dnc_service_client::DncServiceClient},
-    store::KeyOwner,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -448,5 +447,5 @@ async fn a_migration_that_fails_leaves_what_was_before_and_can_be_run_again() {
     let server = TestServer::start_with(&[], &url).await;
     assert_eq!(server.import(vec![request(numbered(0..10).collect())]).await.unwrap().imported, 10);
     let owner = KeyOwner::Workspace(server.workspace);
-    issue_key(&server.store, owner, "", None).await.unwrap();
+    server.store.issue_key(owner, "", None).await.unwrap();
 }

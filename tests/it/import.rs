@@ -2,15 +2,19 @@
 
 use std::collections::HashSet;
 
-use dnc::proto::{Entry, ImportEntriesRequest, ImportEntriesResponse, ImportOptions, dnc_service_client::DncServiceClient};
+use dnc::proto::{
+    CheckEntriesRequest, Entry, ImportEntriesRequest, ImportEntriesResponse, ImportOptions, ListEntriesRequest, UnreadableEntry,
+    dnc_service_client::DncServiceClient,
+};
 use futures_util::stream;
+use prost_types::Timestamp;
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::{
     address_book::{domain, email, numbered, request, with_options},
-    harness::{TestServer, until, with_key},
+    harness::{TestServer, http_client, until, with_key},
 };
 
 fn counts(answer: &ImportEntriesResponse) -> (u64, u64, u64) {
@@ -52,6 +56,77 @@ async fn a_bad_entry_never_stops_the_rest_and_is_told_by_its_place() {
     assert!(answer.errors.iter().all(|error| !error.message.contains("bad") && !error.message.contains("co.uk")));
     let rows = server.rows(server.workspace).await;
     assert_eq!(rows.iter().map(|row| row.0.as_str()).collect::<Vec<_>>(), ["badcompany.com", "good@example.com"]);
+}
+
+#[tokio::test]
+async fn what_a_sender_could_not_read_is_counted_where_it_stood() {
+    let server = TestServer::start().await;
+    let unreadable = |position, line, code: &str| UnreadableEntry {
+        position,
+        line,
+        field: "email".into(),
+        code: code.into(),
+        message: "The line is no entry.".into(),
+    };
+    let at_line = |line, entry| Entry { line, ..entry };
+    let options = Some(ImportOptions { request_id: "file".into(), ..ImportOptions::default() });
+    let messages = vec![
+        ImportEntriesRequest { unreadable: vec![unreadable(0, 1, "INVALID_LINE")], options, ..ImportEntriesRequest::default() },
+        ImportEntriesRequest {
+            entries: vec![at_line(2, email("a@example.com")), at_line(4, email("bad"))],
+            unreadable: vec![unreadable(1, 3, "LINE_TOO_LONG"), unreadable(2, 5, "INVALID_LINE")],
+            ..ImportEntriesRequest::default()
+        },
+    ];
+    let answer = server.import(messages.clone()).await.unwrap();
+    assert_eq!(counts(&answer), (1, 0, 4));
+    let errors: Vec<_> = answer.errors.iter().map(|error| (error.index, error.line, error.code.as_str())).collect();
+    assert_eq!(errors, [(0, 1, "INVALID_LINE"), (2, 3, "LINE_TOO_LONG"), (3, 4, "INVALID_EMAIL"), (4, 5, "INVALID_LINE")]);
+    assert_eq!(answer.errors[0].message, "The line is no entry.");
+    assert_eq!(server.import(messages.clone()).await.unwrap(), answer, "a replay needs no second reading");
+    let mut other = messages.clone();
+    other[0].unreadable[0].code = "LINE_TOO_LONG".into();
+    assert_eq!(server.import(other).await.unwrap_err().code(), Code::FailedPrecondition);
+    let mut wrong = messages;
+    wrong[0].options = None;
+    wrong[1].unreadable[0].position = 3;
+    let refused = server.import(wrong).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let field = refused.get_details_bad_request().unwrap().field_violations.remove(0).field;
+    assert_eq!(field, "unreadable[0].position");
+}
+
+#[tokio::test]
+async fn the_time_of_an_opt_out_is_kept_as_given() {
+    let server = TestServer::start().await;
+    let at = |seconds| Some(Timestamp { seconds, nanos: 123_456_000 });
+    let entries = vec![
+        Entry { unsubscribe_time: at(1_000_000_000), ..email("a@example.com") },
+        email("b@example.com"),
+        Entry { unsubscribe_time: at(-1_000), ..domain("c.com") },
+        Entry { unsubscribe_time: at(32_503_680_000), ..email("future@example.com") },
+        Entry { unsubscribe_time: at(i64::MAX), ..email("never@example.com") },
+    ];
+    let answer = server.import(vec![request(entries)]).await.unwrap();
+    assert_eq!(counts(&answer), (3, 0, 2));
+    let errors: Vec<_> = answer.errors.iter().map(|error| (error.index, error.field.as_str(), error.code.as_str())).collect();
+    assert_eq!(errors, [(3, "unsubscribe_time", "INVALID_TIME"), (4, "unsubscribe_time", "INVALID_TIME")]);
+    // A later import changes nothing, the time included.
+    let later = Entry { unsubscribe_time: at(1_200_000_000), ..email("a@example.com") };
+    let again = Entry { unsubscribe_time: at(1_200_000_000), ..email("b@example.com") };
+    assert_eq!(counts(&server.import(vec![request(vec![later, again])]).await.unwrap()), (0, 2, 0));
+    let mut client = server.client().await;
+    let list = client.list_entries(with_key(ListEntriesRequest::default(), &server.key)).await.unwrap().into_inner();
+    let [a, b, c] = list.entries.as_slice() else { panic!("{list:?}") };
+    assert_eq!((a.unsubscribe_time, c.unsubscribe_time), (at(1_000_000_000), at(-1_000)));
+    assert_eq!(b.unsubscribe_time, b.create_time);
+    let check = CheckEntriesRequest { emails: vec!["a@example.com".into()] };
+    let checked = client.check_entries(with_key(check, &server.key)).await.unwrap().into_inner();
+    assert_eq!(checked.results[0].entry.as_ref(), Some(a));
+    let page = http_client().get(format!("{}/v1/dnc", server.http_url)).header("x-api-key", &server.key);
+    let page: serde_json::Value = page.send().await.unwrap().json().await.unwrap();
+    assert_eq!(page["data"][0]["unsubscribedAt"], "2001-09-09T01:46:40.123Z");
+    assert_eq!(page["data"][1]["unsubscribedAt"], page["data"][1]["createdAt"]);
 }
 
 #[tokio::test]
@@ -273,7 +348,8 @@ async fn an_import_whose_caller_died_is_in_the_log_as_not_finished() {
 async fn a_request_id_is_good_for_the_same_entries_alone() {
     let server = TestServer::start().await;
     let options = |request_id: &str| Some(ImportOptions { request_id: request_id.to_owned(), ..ImportOptions::default() });
-    let with_id = |id: &str, entries: Vec<Entry>| ImportEntriesRequest { entries, options: options(id) };
+    let with_id =
+        |id: &str, entries: Vec<Entry>| ImportEntriesRequest { entries, options: options(id), ..ImportEntriesRequest::default() };
     let first = server.import(vec![with_id("a", numbered(0..3).collect())]).await.unwrap();
     assert_eq!(first.imported, 3);
     // The same entries in other messages are the same import.
@@ -299,7 +375,8 @@ async fn a_long_repeat_does_not_wait_for_the_import_that_runs() {
     let mut client = server.client().await;
     let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
     let running = tokio::spawn(async move { client.import_entries(call).await });
-    let first = ImportEntriesRequest { entries: numbered(0..5).collect(), options: options.clone() };
+    let first =
+        ImportEntriesRequest { entries: numbered(0..5).collect(), options: options.clone(), ..ImportEntriesRequest::default() };
     send.send(first.clone()).await.unwrap();
     let claimed = "SELECT count(*) FROM import_requests";
     until("the request id is claimed", || async {
@@ -310,7 +387,7 @@ async fn a_long_repeat_does_not_wait_for_the_import_that_runs() {
     let long = server.import([first.clone()].into_iter().chain(parts).collect()).await.unwrap_err();
     assert_eq!(long.code(), Code::Unavailable);
     assert!(long.get_details_retry_info().is_some());
-    let other = ImportEntriesRequest { entries: numbered(7..9).collect(), options };
+    let other = ImportEntriesRequest { entries: numbered(7..9).collect(), options, ..ImportEntriesRequest::default() };
     assert_eq!(server.import(vec![other]).await.unwrap_err().code(), Code::FailedPrecondition);
     // A short one waits, and gets the same answer.
     let waiting = tokio::spawn({
@@ -352,13 +429,13 @@ async fn a_long_dry_run_holds_no_connection_between_its_batches() {
     let options = Some(ImportOptions { validate_only: true, ..ImportOptions::default() });
     for (send, _) in &running {
         let entries = numbered(0..10_001).collect();
-        send.send(ImportEntriesRequest { entries, options: options.clone() }).await.unwrap();
+        send.send(ImportEntriesRequest { entries, options: options.clone(), ..ImportEntriesRequest::default() }).await.unwrap();
     }
     let seen = "SELECT count(DISTINCT rehearsal) FROM rehearsed";
     let count = async |statement| sqlx::query_scalar::<_, i64>(statement).fetch_one(&mut server.connection().await).await.unwrap();
     until("all have a batch behind them", async || count(seen).await == 6).await;
     // All of them rest; another tenant's dry run does not wait for any.
-    let theirs = ImportEntriesRequest { entries: numbered(0..10_001).collect(), options };
+    let theirs = ImportEntriesRequest { entries: numbered(0..10_001).collect(), options, ..ImportEntriesRequest::default() };
     let theirs = with_key(tokio_stream::iter([theirs]), &server.other_key);
     assert_eq!(server.client().await.import_entries(theirs).await.unwrap().into_inner().imported, 10_001);
     for (send, call) in running {

@@ -19,6 +19,7 @@ mod import;
 mod migrations;
 mod plans;
 mod refusals;
+mod scrub;
 mod strict;
 mod structure;
 mod upstream;

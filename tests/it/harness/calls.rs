@@ -11,7 +11,7 @@ use dnc::{
     gateway::Upstream,
     proto::{
         CheckEntriesRequest, DeleteEntriesRequest, EntryFilter, ExportEntriesRequest, ImportEntriesRequest, ImportOptions,
-        ListEntriesRequest, SummarizeEntriesRequest, dnc_service_client::DncServiceClient,
+        ListEntriesRequest, ScrubEntriesRequest, SummarizeEntriesRequest, dnc_service_client::DncServiceClient,
     },
 };
 use tokio::{task::JoinSet, time::timeout};
@@ -25,6 +25,7 @@ use crate::address_book::numbered;
 pub enum Kind {
     CheckOne,
     CheckMany,
+    Scrub,
     DeleteNamed,
     DeleteFiltered,
     DeleteAll,
@@ -40,9 +41,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::CheckOne,
         Self::CheckMany,
+        Self::Scrub,
         Self::DeleteNamed,
         Self::DeleteFiltered,
         Self::DeleteAll,
@@ -64,6 +66,13 @@ impl Kind {
         match self {
             Self::CheckOne => client.check_entries(with_key(CheckEntriesRequest { emails: names(1) }, key)).await.map(drop),
             Self::CheckMany => client.check_entries(with_key(CheckEntriesRequest { emails: names(300) }, key)).await.map(drop),
+            Self::Scrub => {
+                let messages = [ScrubEntriesRequest { emails: names(300) }, ScrubEntriesRequest { emails: names(1) }];
+                let answers = client.scrub_entries(with_key(tokio_stream::iter(messages), key)).await?;
+                let mut answers = answers.into_inner();
+                while answers.message().await?.is_some() {}
+                Ok(())
+            }
             Self::DeleteNamed => {
                 let request = DeleteEntriesRequest { emails: names(200), ..DeleteEntriesRequest::default() };
                 client.delete_entries(with_key(request, key)).await.map(drop)
@@ -92,7 +101,11 @@ impl Kind {
                 };
                 let messages: Vec<_> = entries
                     .chunks(5_000)
-                    .map(|entries| ImportEntriesRequest { entries: entries.to_vec(), options: Some(options.clone()) })
+                    .map(|entries| ImportEntriesRequest {
+                        entries: entries.to_vec(),
+                        options: Some(options.clone()),
+                        ..ImportEntriesRequest::default()
+                    })
                     .collect();
                 client.import_entries(with_key(tokio_stream::iter(messages), key)).await.map(drop)
             }

@@ -15,17 +15,16 @@ use std::{
 pub use calls::{Kind, all_of, give_up_after_polls, make_all};
 use clap::Parser;
 use dnc::{
-    cli::issue_key,
     config::ServerOptions,
-    domain::WorkspaceId,
+    domain::{KeyOwner, WorkspaceId},
     gateway::Upstream,
-    grpc::{DncService, ImportLimits, auth::Authenticator, guard::Guard},
+    grpc::{DncService, StreamLimits, auth::Authenticator, guard::Guard},
     postgres::{self, PrivatePostgres},
     proto::{
         ImportEntriesRequest, ImportEntriesResponse, dnc_service_client::DncServiceClient, dnc_service_server::DncServiceServer,
     },
     server::{Bound, Ended},
-    store::{KeyOwner, Store, StoreOptions},
+    store::{Store, StoreOptions},
 };
 pub use proxy::{Flow, Proxy};
 pub use served::{Served, signal};
@@ -202,9 +201,9 @@ impl TestServer {
         let workspace = store.create_workspace("ours").await.unwrap();
         let other_workspace = store.create_workspace("theirs").await.unwrap();
         let user = store.create_user("someone", &[workspace]).await.unwrap();
-        let key = issue_key(&store, KeyOwner::Workspace(workspace), "", None).await.unwrap().reveal().to_owned();
-        let other_key = issue_key(&store, KeyOwner::Workspace(other_workspace), "", None).await.unwrap().reveal().to_owned();
-        let platform_key = issue_key(&store, KeyOwner::User(user), "", None).await.unwrap().reveal().to_owned();
+        let key = store.issue_key(KeyOwner::Workspace(workspace), "", None).await.unwrap().1.reveal().to_owned();
+        let other_key = store.issue_key(KeyOwner::Workspace(other_workspace), "", None).await.unwrap().1.reveal().to_owned();
+        let platform_key = store.issue_key(KeyOwner::User(user), "", None).await.unwrap().1.reveal().to_owned();
         let service_store = dnc::server::store(service_url, &options.database).unwrap();
         let bound = Bound::service(service_store, &options).await.unwrap();
         let (http_url, grpc_url) = (bound.http_url(), bound.grpc_url());
@@ -240,7 +239,7 @@ impl TestServer {
         let options = options(flags);
         let store = dnc::server::store(&self.database_url, &options.database).unwrap();
         let auth = Arc::new(Authenticator::new(store.clone(), None));
-        let limits = ImportLimits {
+        let limits = StreamLimits {
             batch_entries_max: options.batch_entries_max as usize,
             batches_in_flight_max: options.batches_in_flight_max.into(),
             idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),

@@ -1,0 +1,149 @@
+//! `ImportEntries`: from a stream of messages to stored batches, in constant memory.
+//!
+//! While some batches are at the database, each on its own connection, the next one is filled. When too many
+//! are there, nothing more is read: the database's pace becomes the sender's through HTTP/2's flow control.
+
+mod claim;
+mod sink;
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use tokio::sync::Semaphore;
+use tonic::{Status, Streaming};
+
+use self::{
+    claim::Claimed,
+    sink::{Rehearsing, Storing},
+};
+use super::{
+    StreamLimits,
+    auth::{Authenticator, Principal},
+    convert::{self, Received},
+    messages::Messages,
+    status,
+};
+use crate::{
+    domain::{BATCH_ENTRIES_MIN, Batch, Cause, Error, Reason, Tally},
+    proto::{ImportEntriesRequest, ImportEntriesResponse},
+    store::{ImportId, ImportIds, Store},
+};
+
+/// The reason of entries without one, when the call has no default of its own.
+const DEFAULT_REASON: &str = "import";
+
+/// Repeats that may wait at once.
+pub(super) const REPEATS_MAX: usize = 16;
+
+const BUSY_REPEAT: Error = Error::Unavailable {
+    message: "Another call with the same request id runs now. Send this one again when it has ended, to get its answer.",
+    source: None,
+};
+
+/// Imports a whole stream.
+///
+/// # Errors
+/// A status with the counts so far in its `ErrorInfo`. Batches stored until then stay.
+pub(super) async fn run(
+    store: &Store,
+    auth: Arc<Authenticator>,
+    principal: Principal,
+    limits: StreamLimits,
+    repeats: &Semaphore,
+    stream: Streaming<ImportEntriesRequest>,
+) -> Result<ImportEntriesResponse, Status> {
+    let mut messages = Messages::new(stream, auth, principal.clone(), limits.idle_timeout);
+    let first = match messages.next().await {
+        Ok(Some(first)) => first,
+        Ok(None) => return Ok(ImportEntriesResponse::default()),
+        Err(error) => return Err(status::of_import(error, &Tally::default())),
+    };
+    let options = first.options.clone().unwrap_or_default();
+    let default_reason = convert::default_reason(options.default_reason, DEFAULT_REASON).map_err(status::from_error)?;
+    let request_id = convert::request_id(options.request_id).map_err(status::from_error)?;
+    let ids = ImportIds { workspace: principal.workspace, key: principal.key, import: ImportId::new() };
+    let sink = if options.validate_only {
+        Sink::Rehearse(Rehearsing::new(store.clone(), ids))
+    } else {
+        let claim = match request_id {
+            Some(request_id) => {
+                let sent = convert::sent(&first);
+                let claimed = Claimed::wait_for(store, ids.workspace, ids.import, request_id, &sent, &mut messages, repeats);
+                match claimed.await.map_err(status::from_error)? {
+                    Ok(claim) => Some(claim),
+                    Err(replay) => return convert::replay(replay).map_err(status::from_error),
+                }
+            }
+            None => None,
+        };
+        Sink::Store(Storing::new(store.clone(), ids, claim, limits.batches_in_flight_max))
+    };
+    let mut import = Import { limits, default_reason, sink, tally: Tally::default() };
+    match import.take_all(first, messages).await {
+        Ok(()) => Ok(convert::tally(&import.tally)),
+        Err(error) => {
+            if let Sink::Store(storing) = &mut import.sink {
+                storing.settle(&mut import.tally).await;
+            }
+            Err(status::of_import(error, &import.tally))
+        }
+    }
+}
+
+struct Import {
+    limits: StreamLimits,
+    default_reason: Reason,
+    sink: Sink,
+    tally: Tally,
+}
+
+enum Sink {
+    Store(Storing),
+    Rehearse(Rehearsing),
+}
+
+impl Import {
+    async fn take_all(&mut self, first: ImportEntriesRequest, mut messages: Messages<ImportEntriesRequest>) -> Result<(), Error> {
+        let mut batch = Batch::new(BATCH_ENTRIES_MIN);
+        let mut sent = 0;
+        let mut index = 0;
+        let mut message = Some(first);
+        while let Some(current) = message {
+            let now = OffsetDateTime::now_utc();
+            for received in convert::received(current)? {
+                match received {
+                    Received::Entry(entry) => {
+                        let line = entry.line;
+                        match convert::entry(entry, &self.default_reason, now) {
+                            Ok(entry) => {
+                                // A full batch waits for the entry after it: only then is it known not to be the last.
+                                if batch.is_full() {
+                                    sent += 1;
+                                    // The first ones are small, so that every connection has something to do soon.
+                                    let is_small = sent < self.limits.batches_in_flight_max;
+                                    let entries_max = if is_small { BATCH_ENTRIES_MIN } else { self.limits.batch_entries_max };
+                                    let full = std::mem::replace(&mut batch, Batch::new(entries_max));
+                                    messages.recheck().await?;
+                                    match &mut self.sink {
+                                        Sink::Store(storing) => storing.send(full, &mut self.tally).await?,
+                                        Sink::Rehearse(rehearsing) => rehearsing.send(full, &mut self.tally).await?,
+                                    }
+                                }
+                                batch.push(&entry);
+                            }
+                            Err(failure) => self.tally.rejected(index, line, Cause::Failure(failure)),
+                        }
+                    }
+                    Received::Unreadable { line, cause } => self.tally.rejected(index, line, cause),
+                }
+                index += 1;
+            }
+            message = messages.next().await?;
+        }
+        messages.recheck().await?;
+        match &mut self.sink {
+            Sink::Store(storing) => storing.finish(batch, &mut self.tally).await,
+            Sink::Rehearse(rehearsing) => rehearsing.finish(batch, &mut self.tally).await,
+        }
+    }
+}
