@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     proto::{Entry, ExportEntriesResponse, ImportEntriesRequest, ImportOptions},
-    records::{self, Csv, RECORD_BYTES_MAX, Record, TOO_LONG, Unclosed},
+    records::{self, Csv, Record, TOO_LONG, Unclosed},
 };
 
 /// A format of files.
@@ -125,6 +125,9 @@ fn write_ndjson(entries: Vec<Entry>) -> Result<Vec<u8>, serde_json::Error> {
 /// Entries in one message of a streamed import.
 const MESSAGE_ENTRIES: usize = 2_000;
 
+/// Bytes of text in such a message; fewer entries fill it when they are long.
+const MESSAGE_BYTES: usize = 256 << 10;
+
 /// Why lines were refused here, by the index of the entry that went to the service in their place.
 pub(super) type Faults = Arc<Mutex<Vec<(u64, String)>>>;
 
@@ -166,13 +169,14 @@ impl Reader {
             body: Some(body),
             chunk: Bytes::new(),
             lines: Lines::of(format),
-            read: Read { entries: Vec::new(), count: 0, faults },
+            read: Read { entries: Vec::new(), bytes: 0, count: 0, faults },
             options: Some(options),
         }
     }
 
     async fn next(&mut self) -> Result<Option<ImportEntriesRequest>, Problem> {
         while self.read.entries.len() < MESSAGE_ENTRIES
+            && self.read.bytes < MESSAGE_BYTES
             && let Some(body) = &mut self.body
         {
             // A sender that is always faster than this must not keep others from the processor, nor must a large chunk.
@@ -198,29 +202,31 @@ impl Reader {
                 }
             }
         }
-        // A slice may hold more than a message, and one message more than the service takes.
-        let mut octets = 0;
-        let fitting = self.read.entries.iter().take(MESSAGE_ENTRIES).take_while(|entry| {
-            octets += entry.email.len() + entry.reason.len() + 32;
-            octets <= RECORD_BYTES_MAX * 32
-        });
-        let count = fitting.count();
-        let rest = self.read.entries.split_off(count);
+        // A slice may hold more than a message.
+        let rest = self.read.entries.split_off(self.read.entries.len().min(MESSAGE_ENTRIES));
+        self.read.bytes = rest.iter().map(text_bytes).sum();
         let entries = std::mem::replace(&mut self.read.entries, rest);
         let options = self.options.take();
         Ok((!entries.is_empty() || options.is_some()).then_some(ImportEntriesRequest { entries, options, unreadable: Vec::new() }))
     }
 }
 
+fn text_bytes(entry: &Entry) -> usize {
+    entry.email.len() + entry.reason.len()
+}
+
 /// What was read so far.
 struct Read {
     entries: Vec<Entry>,
+    /// Bytes of the texts of `entries`.
+    bytes: usize,
     count: u64,
     faults: Faults,
 }
 
 impl Read {
     fn entry(&mut self, entry: Entry) {
+        self.bytes += text_bytes(&entry);
         self.entries.push(entry);
         self.count += 1;
     }
@@ -351,7 +357,10 @@ fn starts_formula(cell: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{super::body::Encoding, *};
-    use crate::fuzz::{pieces, spelled};
+    use crate::{
+        fuzz::{pieces, spelled},
+        records::RECORD_BYTES_MAX,
+    };
 
     #[test]
     fn a_cell_is_no_formula_and_still_means_itself() {
@@ -370,7 +379,7 @@ mod tests {
     fn read(format: Format, file: &[u8]) -> Vec<AsRead> {
         let each = [1, 2, 3, 7, 64, file.len().max(1)].map(|size| {
             let mut lines = Lines::of(format);
-            let mut read = Read { entries: Vec::new(), count: 0, faults: Faults::default() };
+            let mut read = Read { entries: Vec::new(), bytes: 0, count: 0, faults: Faults::default() };
             for chunk in file.chunks(size) {
                 lines.push(chunk, &mut read).expect("a header");
             }
@@ -384,7 +393,7 @@ mod tests {
     /// All that a file is read as in pieces of this size, and why no more of it is read.
     fn read_on(format: Format, file: &[u8], size: usize) -> (AsRead, Option<String>) {
         let mut lines = Lines::of(format);
-        let mut read = Read { entries: Vec::new(), count: 0, faults: Faults::default() };
+        let mut read = Read { entries: Vec::new(), bytes: 0, count: 0, faults: Faults::default() };
         let pushed = file.chunks(size).try_for_each(|chunk| lines.push(chunk, &mut read));
         let problem = pushed.and_then(|()| lines.finish(&mut read)).err().map(Problem::into_message);
         let faults = read.faults.lock().expect("not poisoned").clone();
@@ -486,12 +495,25 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn long_lines_are_not_kept_until_there_are_many() {
+        let octets = Octets::new(Encoding::Plain, Body::from(format!("{}\n", "a".repeat(60_000)).repeat(200)), None);
+        let mut reader = Reader::new(Format::Csv, octets, ImportOptions::default(), Faults::default());
+        reader.lines.push(b"email\n", &mut reader.read).ok().expect("a header");
+        let mut count = 0;
+        while let Some(message) = reader.next().await.ok().flatten() {
+            count += message.entries.len();
+            assert!(message.entries.iter().map(text_bytes).sum::<usize>() <= MESSAGE_BYTES + RECORD_BYTES_MAX);
+        }
+        assert_eq!(count, 200);
+    }
+
     #[test]
     fn a_quote_that_is_never_closed_ends_the_import_and_names_the_line() {
         for tail in ["", &"x@example.com,b\n".repeat(9_000)] {
             let file = format!("email,reason\na@example.com,b\n\"c@example.com,b\nd@example.com,b\n{tail}");
             let mut lines = Lines::of(Format::Csv);
-            let mut read = Read { entries: Vec::new(), count: 0, faults: Faults::default() };
+            let mut read = Read { entries: Vec::new(), bytes: 0, count: 0, faults: Faults::default() };
             let problem = lines.push(file.as_bytes(), &mut read).and_then(|()| lines.finish(&mut read)).expect_err("not closed");
             assert!(problem.into_message().starts_with("line 3: "));
             assert_eq!(read.entries.len(), 1);

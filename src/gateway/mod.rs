@@ -346,7 +346,9 @@ impl Gateway {
         let messages = once(async move {
             let options = requests::import_options(query.as_deref(), request_id, default_reason)?;
             Ok(match MediaType::of(&received)? {
-                MediaType::File(format) => formats::messages(format, bodies.file(&received, body).await?, options, kept).boxed(),
+                MediaType::File(format) => {
+                    formats::messages(format, bodies.file(&received, body, &holding).await?, options, kept).boxed()
+                }
                 MediaType::Json => {
                     let entries = bodies.decode(&received, body, &holding, requests::import_entries).await?;
                     stream::iter(requests::import_requests(entries, options)).map(Ok).boxed()

@@ -1,6 +1,6 @@
-//! JSON bodies: read whole, unpacked and decoded, within what a server may hold in memory.
+//! JSON bodies: read whole, unpacked and decoded, within what a server may hold in memory. Streamed files are counted here, too.
 //!
-//! A body needs memory twice. While it comes it takes its own size out of one budget, so that slow
+//! A JSON body needs memory twice. While it comes it takes its own size out of one budget, so that slow
 //! senders hold nothing that others need to get on. When all of it is there, it takes what decoding and
 //! storing it need out of the budget of work, which it holds until the call is answered. Whoever holds
 //! a part of the second waits for nothing but the service, so the two cannot block each other.
@@ -42,6 +42,10 @@ const ARRIVING_BODIES: usize = 4;
 /// bodies keep the processor from those of others.
 const TURN: usize = 1 << 10;
 const TURNS: usize = 4 * TURN;
+
+/// What a streamed file takes until its import is answered: what was read and is not sent on, a message or two, and the batches that are made of
+/// them. Files of the longest addresses and reasons may take a few times as much.
+const FILE_BYTES: usize = 1 << 20;
 
 /// What all zstd decoders of streamed files may keep, and what one of them keeps at most.
 const WINDOWS_BYTES: usize = 64 << 20;
@@ -128,12 +132,14 @@ impl Bodies {
         }
     }
 
-    /// A streamed file's bytes. A zstd decoder keeps as much as its frames ask for, and is counted for that.
+    /// A streamed file's bytes; `held` then stands for the memory that its import needs. A zstd decoder keeps as much as its frames ask
+    /// for, and is counted for that.
     ///
     /// # Errors
-    /// 415 when its encoding is none of those understood, 503 when too many are unpacked already.
-    pub(super) async fn file(&self, headers: &HeaderMap, body: Body) -> Result<Octets, Problem> {
+    /// 415 when its encoding is none of those understood, 503 when too much is in work, or too many are unpacked already.
+    pub(super) async fn file(&self, headers: &HeaderMap, body: Body, held: &Held) -> Result<Octets, Problem> {
         let encoding = Encoding::of(headers)?;
+        held.keep(Some(self.work.acquire(self.caller(headers), FILE_BYTES).await?));
         let window = match encoding {
             Encoding::Zstd => Some(self.windows.acquire(self.caller(headers), WINDOW_BYTES).await?),
             Encoding::Plain | Encoding::Gzip => None,

@@ -130,6 +130,31 @@ async fn slow_bodies_hold_up_neither_small_requests_nor_other_callers() {
 }
 
 #[tokio::test]
+async fn streamed_files_are_counted_and_refused_before_they_are_read() {
+    // Room for four, one of each caller.
+    let server = TestServer::start_with(&["--work-bytes-max", "4194304"], &database().await).await;
+    let begin = async |key: &str, media_type: &str| {
+        let mut socket = TcpStream::connect(server.http_url.split_once("//").unwrap().1).await.unwrap();
+        let head = format!(
+            "POST /v1/dnc/import HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\nContent-Type: {media_type}\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 1_000];
+        let length = timeout(Duration::from_secs(60), socket.read(&mut answer)).await.expect("an answer").unwrap();
+        (socket, String::from_utf8_lossy(&answer[..length]).to_lowercase())
+    };
+    let (first, answer) = begin(&server.key, "text/csv").await;
+    assert!(answer.starts_with("http/1.1 100"), "{answer}");
+    let (_, answer) = begin(&server.key, "application/x-ndjson").await;
+    assert!(answer.starts_with("http/1.1 503") && answer.contains("retry-after"), "{answer}");
+    let (_, answer) = begin(&server.other_key, "application/x-ndjson").await;
+    assert!(answer.starts_with("http/1.1 100"), "{answer}");
+    drop(first);
+    let (_, answer) = begin(&server.key, "text/csv").await;
+    assert!(answer.starts_with("http/1.1 100"), "what it held is free again: {answer}");
+}
+
+#[tokio::test]
 async fn many_large_imports_at_once_are_all_stored() {
     let server = std::sync::Arc::new(TestServer::start().await);
     let mut posts = JoinSet::new();
