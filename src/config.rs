@@ -69,6 +69,9 @@ pub struct HttpOptions {
     /// proxy
     #[arg(long, env = "DNC_CONNECTIONS_PER_ADDRESS_MAX", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     pub connections_per_address_max: Option<usize>,
+    /// How long a caller may take nothing of an answer
+    #[arg(long, env = "DNC_READER_IDLE_TIMEOUT_SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub reader_idle_timeout_secs: u64,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub tls: TlsOptions,

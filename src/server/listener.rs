@@ -7,7 +7,9 @@
 //! | until the first call, and after calls that were not let in | 30 s without a call |
 //! | after a call that was let in | 75 s without a call over HTTP/1, 5 minutes over HTTP/2 |
 //! | a peer over HTTP/2 that answers no ping | 50 s |
-//! | a peer that takes nothing of what is written to it | 2 minutes |
+//! | a peer that takes nothing of what is written to it | 60 s, unless set otherwise |
+//!
+//! An answer of which nothing is taken ends after the last of these times, too, on whatever connection (`timed_body`).
 
 use std::{
     convert::Infallible,
@@ -48,6 +50,7 @@ use tower::ServiceExt;
 
 use super::{
     connections::{Activity, Call, Connections, Place},
+    timed_body::TimedBody,
     wire::Wire,
 };
 use crate::{gateway, running::Running};
@@ -119,6 +122,7 @@ struct Server {
     router: Router,
     builder: auto::Builder<TokioExecutor>,
     connections: Arc<Connections>,
+    reader_timeout: Duration,
     /// Bounds the descriptors of the listener, those on their way out included.
     sockets: Arc<Semaphore>,
     /// Connections close when no call is in work on them.
@@ -149,6 +153,7 @@ impl Listener {
         router: Router,
         tls: Option<&(Vec<u8>, Vec<u8>)>,
         connections: Arc<Connections>,
+        reader_timeout: Duration,
     ) -> anyhow::Result<Self> {
         let (name, flag) = match protocol {
             Protocol::Http => ("HTTP", "--http-addr"),
@@ -168,6 +173,7 @@ impl Listener {
             builder: builder(protocol),
             sockets: Arc::new(Semaphore::new(connections.max() + DISPLACED_MAX)),
             connections,
+            reader_timeout,
             closing: CancellationToken::new(),
             gone: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -282,12 +288,13 @@ impl Server {
         let is_http2 = Arc::new(AtomicBool::new(self.protocol == Protocol::Grpc));
         let service = {
             let (router, activity, is_http2) = (self.router.clone(), activity.clone(), is_http2.clone());
+            let reader_timeout = self.reader_timeout;
             tower::service_fn(move |request: Request<hyper::body::Incoming>| {
                 is_http2.store(request.version() == Version::HTTP_2, Ordering::Relaxed);
-                answer(router.clone(), activity.clone(), request.map(Body::new))
+                answer(router.clone(), activity.clone(), request.map(Body::new), reader_timeout)
             })
         };
-        let io = TokioIo::new(Wire::new(io, activity.clone()));
+        let io = TokioIo::new(Wire::new(io, activity.clone(), self.reader_timeout));
         let mut connection = pin!(self.builder.serve_connection(io, TowerToHyperService::new(service)));
         let rest_timeout = || match (activity.is_known(), is_http2.load(Ordering::Relaxed)) {
             (false, _) => STRANGER_TIMEOUT,
@@ -311,7 +318,12 @@ impl Server {
     }
 }
 
-async fn answer(router: Router, activity: Arc<Activity>, request: Request<Body>) -> Result<Response, Infallible> {
+async fn answer(
+    router: Router,
+    activity: Arc<Activity>,
+    request: Request<Body>,
+    reader_timeout: Duration,
+) -> Result<Response, Infallible> {
     let is_guarded = needs_key(request.uri().path());
     let mut call = Call::begin(activity.clone(), is_guarded);
     let response = match too_large(&request) {
@@ -324,7 +336,7 @@ async fn answer(router: Router, activity: Arc<Activity>, request: Request<Body>)
     } else {
         call.refused();
     }
-    Ok(response.map(|body| Body::new(Running::new(body, call))))
+    Ok(response.map(|body| Body::new(TimedBody::new(Body::new(Running::new(body, call)), reader_timeout))))
 }
 
 fn too_large(request: &Request<Body>) -> Option<StatusCode> {

@@ -7,6 +7,7 @@
 
 mod connections;
 mod listener;
+mod timed_body;
 mod wire;
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
@@ -115,9 +116,11 @@ impl Bound {
 
         let tls = tls_files(&options.http.tls)?;
         let places = || places(&options.http, 2, options.database.database_connections_max.into());
-        let grpc = Listener::bind(Protocol::Grpc, options.grpc_addr, routes, tls.as_ref(), places())?;
+        let grpc =
+            Listener::bind(Protocol::Grpc, options.grpc_addr, routes, tls.as_ref(), places(), reader_timeout(&options.http))?;
         let router = gateway::router(upstream, options.http.json_body_bytes_max, budget, calls.clone(), draining.clone());
-        let http = Listener::bind(Protocol::Http, options.http.http_addr, router, tls.as_ref(), places())?;
+        let http =
+            Listener::bind(Protocol::Http, options.http.http_addr, router, tls.as_ref(), places(), reader_timeout(&options.http))?;
         Ok(Self { http, grpc: Some(grpc), draining, calls, drain_timeout: Duration::from_secs(options.http.drain_timeout_secs) })
     }
 
@@ -131,7 +134,8 @@ impl Bound {
         let budget = Budget::new(options.work_bytes_max);
         let router = gateway::router(upstream, options.json_body_bytes_max, budget, calls.clone(), draining.clone());
         let places = places(options, 1, gateway::UPSTREAM_CONNECTIONS_MAX as u64);
-        let http = Listener::bind(Protocol::Http, options.http_addr, router, tls_files(&options.tls)?.as_ref(), places)?;
+        let tls = tls_files(&options.tls)?;
+        let http = Listener::bind(Protocol::Http, options.http_addr, router, tls.as_ref(), places, reader_timeout(options))?;
         Ok(Self { http, grpc: None, draining, calls, drain_timeout: Duration::from_secs(options.drain_timeout_secs) })
     }
 
@@ -188,6 +192,10 @@ impl Bound {
         tracing::info!(?ended, "stopped");
         Ok(ended)
     }
+}
+
+fn reader_timeout(options: &HttpOptions) -> Duration {
+    Duration::from_secs(options.reader_idle_timeout_secs)
 }
 
 /// The places of one of so many listeners: what the limit of open files leaves beside this many other connections, unless it is set.

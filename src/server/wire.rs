@@ -20,9 +20,6 @@ use tokio::{
 use super::connections::Activity;
 use crate::gateway;
 
-/// How long a peer may take nothing of what is written to it.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// How long, and how much, is read on after an answer of hyper's own: closing while the peer still writes would destroy the answer on its way.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1 << 20;
@@ -31,24 +28,27 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Wire<I> {
     io: I,
     activity: Arc<Activity>,
-    write_timeout: Option<Pin<Box<Sleep>>>,
+    /// How long the peer may take nothing of what is written to it.
+    write_timeout: Duration,
+    write_deadline: Option<Pin<Box<Sleep>>>,
     /// What goes out in place of hyper's own answer, and how much of it has.
     replacement: Option<(Vec<u8>, usize)>,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
-    pub(super) fn new(io: I, activity: Arc<Activity>) -> Self {
-        Self { io, activity, write_timeout: None, replacement: None, linger: None }
+    pub(super) fn new(io: I, activity: Arc<Activity>, write_timeout: Duration) -> Self {
+        Self { io, activity, write_timeout, write_deadline: None, replacement: None, linger: None }
     }
 
     fn timed<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.write_timeout = None;
+            self.write_deadline = None;
             return written;
         }
-        let timeout = self.write_timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
-        ready!(timeout.as_mut().poll(cx));
+        let timeout = self.write_timeout;
+        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(deadline.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 

@@ -18,6 +18,7 @@ mod gateway;
 mod import;
 mod migrations;
 mod plans;
+mod readers;
 mod refusals;
 mod scrub;
 mod strict;
