@@ -1,13 +1,14 @@
 //! `dnc migrate`, `workspaces`, `users` and `keys`: what an operator does with the database at
-//! hand. What a script needs stands alone on standard output; lists have a line a row, tabs between
-//! the columns, the id first.
+//! hand. What a script needs stands alone on standard output.
 
 use std::{io::Write, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
 
+use super::output::{Format, Table, instant};
 use crate::{
     config::DatabaseUrl,
     domain::{KeyId, KeyOwner, UserId, WorkspaceId},
@@ -24,8 +25,8 @@ pub(super) enum Workspaces {
         #[command(flatten)]
         database: DatabaseUrl,
     },
-    /// List workspaces: id, time made, name
-    List(DatabaseUrl),
+    /// List workspaces: id, time of creation, name
+    List(List),
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,8 +42,8 @@ pub(super) enum Users {
         #[command(flatten)]
         database: DatabaseUrl,
     },
-    /// List users: id, time made, name, workspaces
-    List(DatabaseUrl),
+    /// List users: id, time of creation, name, workspaces
+    List(List),
 }
 
 #[derive(Debug, Subcommand)]
@@ -60,8 +61,8 @@ pub(super) enum Keys {
         #[command(flatten)]
         database: DatabaseUrl,
     },
-    /// List keys: id, owner, state, time made, expiry, name
-    List(DatabaseUrl),
+    /// List keys: id, owner, state, time of creation, expiry, name
+    List(List),
     /// Revoke a key; every server refuses it within five seconds
     Revoke {
         /// The key's id, as `dnc keys list` shows it
@@ -83,6 +84,15 @@ pub(super) struct Owner {
     user: Option<UserId>,
 }
 
+/// What is printed, and where it comes from.
+#[derive(Args, Debug)]
+pub(super) struct List {
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    database: DatabaseUrl,
+}
+
 pub(super) async fn migrate(database: &DatabaseUrl) -> anyhow::Result<()> {
     let store = connect(database).await?;
     let pending = store.pending_migrations().await?;
@@ -94,10 +104,12 @@ pub(super) async fn migrate(database: &DatabaseUrl) -> anyhow::Result<()> {
 pub(super) async fn workspaces(command: Workspaces) -> anyhow::Result<()> {
     match command {
         Workspaces::Create { name, database } => print(&migrated(&database).await?.create_workspace(&name).await?.to_string())?,
-        Workspaces::List(database) => {
-            for row in migrated(&database).await?.list_workspaces().await? {
-                print(&format!("{}\t{}\t{}", row.id, instant(row.created_at), row.name))?;
+        Workspaces::List(list) => {
+            let mut table = Table::new(["id", "created_at", "name"]);
+            for row in migrated(&list.database).await?.list_workspaces().await? {
+                table.push([json!(row.id.to_string()), json!(instant(row.created_at)), json!(row.name)]);
             }
+            table.print(list.format)?;
         }
     }
     Ok(())
@@ -108,11 +120,13 @@ pub(super) async fn users(command: Users) -> anyhow::Result<()> {
         Users::Create { name, workspace, database } => {
             print(&migrated(&database).await?.create_user(&name, &workspace).await?.to_string())?
         }
-        Users::List(database) => {
-            for row in migrated(&database).await?.list_users().await? {
+        Users::List(list) => {
+            let mut table = Table::new(["id", "created_at", "name", "workspaces"]);
+            for row in migrated(&list.database).await?.list_users().await? {
                 let workspaces: Vec<_> = row.workspaces.iter().map(ToString::to_string).collect();
-                print(&format!("{}\t{}\t{}\t{}", row.id, instant(row.created_at), row.name, workspaces.join(",")))?;
+                table.push([json!(row.id.to_string()), json!(instant(row.created_at)), json!(row.name), json!(workspaces)]);
             }
+            table.print(list.format)?;
         }
     }
     Ok(())
@@ -134,17 +148,25 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
                 return Err(error.context(format!("{id} was revoked again")));
             }
         }
-        Keys::List(database) => {
+        Keys::List(list) => {
             let now = OffsetDateTime::now_utc();
-            for row in migrated(&database).await?.list_keys().await? {
+            let mut table = Table::new(["id", "owner", "state", "created_at", "expires_at", "name"]);
+            for row in migrated(&list.database).await?.list_keys().await? {
                 let state = match (row.revoked_at, row.expires_at) {
                     (Some(_), _) => "revoked",
                     (None, Some(end)) if end <= now => "expired",
                     _ => "valid",
                 };
-                let expiry = row.expires_at.map_or("never".to_owned(), instant);
-                print(&format!("{}\t{}\t{state}\t{}\t{expiry}\t{}", row.id, row.owner, instant(row.created_at), row.name))?;
+                table.push([
+                    json!(row.id.to_string()),
+                    json!(row.owner.to_string()),
+                    json!(state),
+                    json!(instant(row.created_at)),
+                    row.expires_at.map(instant).map_or(Value::Null, Value::from),
+                    json!(row.name),
+                ]);
             }
+            table.print(list.format)?;
         }
         Keys::Revoke { id, database } => {
             migrated(&database).await?.revoke_key(id).await?;
@@ -196,7 +218,8 @@ pub(super) async fn require_reachable(store: &Store) -> anyhow::Result<()> {
     })
 }
 
-async fn migrated(database: &DatabaseUrl) -> anyhow::Result<Store> {
+/// A store whose database has answered, and has all migrations.
+pub(super) async fn migrated(database: &DatabaseUrl) -> anyhow::Result<Store> {
     let store = connect(database).await?;
     require_migrated(&store).await?;
     Ok(store)
@@ -208,10 +231,6 @@ pub(super) async fn require_migrated(store: &Store) -> anyhow::Result<()> {
         0 => Ok(()),
         pending => anyhow::bail!("the database lacks {pending} migrations; run `dnc migrate` first"),
     }
-}
-
-fn instant(at: OffsetDateTime) -> String {
-    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
 }
 
 fn name(text: &str) -> Result<String, String> {

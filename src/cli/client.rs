@@ -4,12 +4,14 @@
 use std::{
     io::{BufWriter, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use tokio::sync::mpsc;
-use tonic::{Request, Status, metadata::AsciiMetadataValue, transport::Channel};
+use tonic::{Code, Request, Response, Status, metadata::AsciiMetadataValue, transport::Channel};
+use tonic_types::StatusExt;
 
 use super::{
     admin::print,
@@ -31,6 +33,10 @@ const ADDRESSES_MAX: usize = 10_000;
 
 /// Octets of text in one call, well below the service's limit of 4 MiB.
 const CHUNK_BYTES: usize = 2 << 20;
+
+/// How often a call is made, and how long the server may ask to wait between two tries.
+const TRIES_MAX: u32 = 5;
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Where the service is, and who asks.
 #[derive(Args, Clone, Debug)]
@@ -188,6 +194,36 @@ impl Server {
             request.metadata_mut().insert("x-workspace-id", AsciiMetadataValue::try_from(workspace.to_string())?);
         }
         Ok(request)
+    }
+
+    /// Makes a call, and makes it again while the server says that a later try may succeed. For calls that may be
+    /// repeated. Waits as long as the server asks for, but no longer than [`RETRY_WAIT_MAX`].
+    ///
+    /// # Errors
+    /// What the last answer says, with what to do about it.
+    pub(super) async fn call<T: Clone, R>(
+        &self,
+        message: T,
+        call: impl AsyncFn(DncServiceClient<Channel>, Request<T>) -> Result<Response<R>, Status>,
+    ) -> anyhow::Result<R> {
+        let client = self.client()?;
+        let mut tries = 1;
+        loop {
+            let status = match call(client.clone(), self.request(message.clone())?).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            let may_pass = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+            let asked_for = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            match asked_for {
+                Some(wait) if may_pass && wait <= RETRY_WAIT_MAX && tries < TRIES_MAX => {
+                    eprintln!("dnc: {} Trying again in {} s.", status.message(), wait.as_secs_f64().ceil());
+                    tokio::time::sleep(wait).await;
+                    tries += 1;
+                }
+                _ => return Err(self.told(&status)),
+            }
+        }
     }
 
     /// What a status says, without the numbers around it; of a call that the server did not answer,

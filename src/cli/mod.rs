@@ -8,6 +8,10 @@ mod dev;
 mod files;
 mod import;
 mod link;
+mod list;
+mod logs;
+mod output;
+mod selection;
 mod serve;
 
 use std::process::ExitCode;
@@ -48,10 +52,20 @@ enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(admin::Keys),
+    /// Show who put entries on a list
+    #[command(subcommand)]
+    Imports(logs::Imports),
+    /// Show who took entries off a list
+    #[command(subcommand)]
+    Deletions(logs::Deletions),
     /// Put files of addresses and domains on the list: CSV, NDJSON, plain lists, exports of other providers
     Import(import::Options),
     /// Ask whether addresses may be written to: a line each with suppressed, clear or invalid
     Check(client::Check),
+    /// Show the first entries of the list, or of a part of it
+    List(list::List),
+    /// Show how many entries there are, by type and reason
+    Summary(list::Summary),
     /// Write the list, or a part of it, to standard output
     Export(client::Export),
     /// Take addresses and domains off the list
@@ -89,8 +103,12 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Workspaces(command) => admin::workspaces(command).await,
         Command::Users(command) => admin::users(command).await,
         Command::Keys(command) => admin::keys(command).await,
+        Command::Imports(command) => logs::imports(command).await,
+        Command::Deletions(command) => logs::deletions(command).await,
         Command::Import(options) => import::run(options).await,
         Command::Check(options) => client::check(options).await,
+        Command::List(options) => list::list(options).await,
+        Command::Summary(options) => list::summary(options).await,
         Command::Export(options) => client::export(options).await,
         Command::Remove(options) => client::remove(options).await,
     }

@@ -148,10 +148,7 @@ async fn trace(connection: &mut PgConnection, ids: Ids, asked: &Asked<'_>, delet
         Asked::Named(count) => ("emails", Some(*count as i64), &nothing),
         Asked::All(filter) => ("all", None, *filter),
     };
-    let kind = filter.kind.map(|kind| match kind {
-        Kind::Email => "email",
-        Kind::Domain => "domain",
-    });
+    let kind = filter.kind.map(Kind::name);
     query!(
         "INSERT INTO deletions (workspace_id, id, key_id, deleted, mode, named,
              filter_type, filter_reason, filter_search, filter_created_from, filter_created_to)

@@ -13,6 +13,7 @@ mod imports;
 mod keys;
 mod link;
 mod lists;
+mod logs;
 mod session;
 mod shares;
 mod sockets;
@@ -40,6 +41,7 @@ pub use entries::Rehearsal;
 pub use imports::{Answered, Claim, End, FirstBatch, ImportId, ImportIds, Replay};
 pub use keys::{Caller, KeyRow};
 pub use lists::{EntryRow, ReasonCount, Summary};
+pub use logs::{Asked, DeletionRow, ImportRow};
 pub use tenants::{UserRow, WorkspaceRow};
 
 use crate::domain::Error;

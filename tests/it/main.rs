@@ -17,6 +17,7 @@ mod faults;
 mod gateway;
 mod import;
 mod migrations;
+mod operators;
 mod plans;
 mod readers;
 mod refusals;

@@ -1,0 +1,89 @@
+//! What operators see of a list and of its logs: `dnc list`, `summary`, `imports`, `deletions` and the tables they print.
+
+use std::process::Command;
+
+use dnc::proto::{DeleteEntriesRequest, Entry, EntryFilter};
+use serde_json::Value;
+
+use crate::{
+    address_book::{domain, email, numbered, request},
+    harness::{TestServer, with_key},
+};
+
+/// What the command prints to standard output and to standard error.
+fn dnc(server: &TestServer, args: &[&str]) -> (String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
+    command.args(args).env("DATABASE_URL", &server.database_url).env("DNC_SERVER", &server.grpc_url);
+    let output = command.env("DNC_API_KEY", &server.key).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    (String::from_utf8(output.stdout).unwrap(), said)
+}
+
+fn json(server: &TestServer, args: &[&str]) -> Vec<Value> {
+    let (printed, _) = dnc(server, &[args, &["--json"]].concat());
+    serde_json::from_str(&printed).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_logs_say_who_put_entries_on_a_list_and_who_took_them_off() {
+    let server = TestServer::start().await;
+    server.import(vec![request(numbered(0..5).collect())]).await.unwrap();
+    server.import(vec![request(numbered(3..6).chain([email("nonsense")]).collect())]).await.unwrap();
+    let mut client = server.client().await;
+    let named = DeleteEntriesRequest { emails: vec!["user0000001@example1.com".into(), "x.com".into()], ..Default::default() };
+    client.delete_entries(with_key(named, &server.key)).await.unwrap();
+    let filter = Some(EntryFilter { r#type: 1, search: "user".into(), ..EntryFilter::default() });
+    client.delete_entries(with_key(DeleteEntriesRequest { all: true, filter, ..Default::default() }, &server.key)).await.unwrap();
+
+    let workspace = server.workspace.to_string();
+    let imports = json(&server, &["imports", "list", "--workspace", &workspace]);
+    let counts: Vec<_> =
+        imports.iter().map(|row| ["imported", "skipped", "failed"].map(|name| row[name].as_u64().unwrap())).collect();
+    assert_eq!(counts, [[1, 2, 1], [5, 0, 0]], "the latest first");
+    for row in &imports {
+        assert_eq!((row["workspace"].as_str().unwrap(), row["key"].as_str().unwrap()), (workspace.as_str(), "key_1"));
+        assert!(row["finished_at"].is_string() && row["id"].as_str().unwrap().len() == 36);
+    }
+    let deletions = json(&server, &["deletions", "list"]);
+    let asked: Vec<_> =
+        deletions.iter().map(|row| (row["deleted"].as_i64().unwrap(), row["asked_for"].as_str().unwrap())).collect();
+    assert_eq!(asked, [(5, "type=email search=user"), (1, "2 named")]);
+    assert_eq!(json(&server, &["imports", "list", "--limit", "1"]).len(), 1);
+    assert!(json(&server, &["imports", "list", "--workspace", &server.other_workspace.to_string()]).is_empty());
+
+    let (lines, _) = dnc(&server, &["imports", "list"]);
+    let cells: Vec<_> = lines.lines().next().unwrap().split('\t').collect();
+    assert_eq!(cells[1..6], [workspace.as_str(), "key_1", "1", "2", "1"]);
+    let keys = json(&server, &["keys", "list"]);
+    assert_eq!(
+        (keys[0]["id"].as_str(), keys[0]["state"].as_str(), &keys[0]["expires_at"]),
+        (Some("key_1"), Some("valid"), &Value::Null)
+    );
+    let users = json(&server, &["users", "list"]);
+    assert!(users[0]["workspaces"].as_array().unwrap().iter().any(|id| *id == workspace.as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_shown_page_by_page_and_summed_up() {
+    let server = TestServer::start().await;
+    let bounced = numbered(0..1_500).map(|entry| Entry { reason: "bounce".into(), ..entry });
+    server.import(vec![request(bounced.chain([domain("blocked.com")]).collect())]).await.unwrap();
+    let (lines, said) = dnc(&server, &["list", "--limit", "1200"]);
+    assert_eq!(lines.lines().count(), 1_200);
+    assert!(said.contains("1200 of 1501 entries"), "{said}");
+    let all = json(&server, &["list", "--limit", "2000"]);
+    assert_eq!(all.len(), 1_501);
+    assert_eq!(
+        (&all[0]["email"], &all[0]["type"], &all[0]["added_by"]),
+        (&"blocked.com".into(), &"domain".into(), &"key_1".into())
+    );
+    let (filtered, said) = dnc(&server, &["list", "--type", "domain", "--reason", "import", "--search", "LOCK"]);
+    assert!(filtered.starts_with("blocked.com\tdomain\timport\t"), "{filtered}");
+    assert_eq!(said, "");
+    let later = json(&server, &["list", "--created-from", "2999-01-01T00:00:00Z"]);
+    assert!(later.is_empty());
+    let (lines, said) = dnc(&server, &["summary"]);
+    assert_eq!(lines, "email\tbounce\t1500\ndomain\timport\t1\n");
+    assert!(said.contains("1501 entries in all"));
+}
