@@ -86,7 +86,8 @@ impl Store {
         .await
     }
 
-    /// At most `count` entries that come after an address, in the order of the key. `total` is how many the filter selects, if that is known.
+    /// At most `count` entries that come after an address, in the order of the key. `total` is how many the filter selects; none for a page of an
+    /// export, which does not ask.
     ///
     /// A filtered page walks along the key, so that all pages of a list together pass over it once. Only a short list is left to the planner,
     /// which may find its few entries by the time they were stored; to find many in that way for every page would take many times as long as the walk.
@@ -102,6 +103,7 @@ impl Store {
         total: Option<i64>,
     ) -> Result<Vec<EntryRow>, Error> {
         let (mode, share) = match total {
+            None if *filter == Filter::default() => (Mode::Read, Share::Export(workspace)),
             _ if *filter == Filter::default() => (Mode::Read, Share::LookUp(workspace)),
             Some(..=SHORT_LIST_ENTRIES) => (Mode::Scan, Share::Scan(workspace)),
             _ => (Mode::Read, Share::Scan(workspace)),

@@ -31,6 +31,8 @@ pub(super) enum Share {
     Service,
     /// Look-ups by key: checks, pages, deletions of named entries.
     LookUp(WorkspaceId),
+    /// A page of an export. Short as a look-up, but an export asks for the next one at once, and breaks off if it does not get it.
+    Export(WorkspaceId),
     /// A batch of an import or of a dry run.
     Import(WorkspaceId),
     /// Whatever may have to look at a whole list: counts, filtered pages, deletions by filter.
@@ -49,6 +51,7 @@ pub(super) struct Slot {
 pub(super) struct Shares {
     service: Arc<Semaphore>,
     look_ups: Slots,
+    exports: Slots,
     imports: Slots,
     scans: Slots,
 }
@@ -56,14 +59,17 @@ pub(super) struct Shares {
 impl Shares {
     /// Divides this many connections, 4 at least: an eighth for scans (two from 8 on), nearly a half for imports, and the rest for look-ups and
     /// [`Share::Service`]. While imports and scans leave theirs unused, look-ups may have them: being short, they give them back in a moment.
+    /// So may exports, whose pages are as short, but a quarter of all at most.
     pub(super) fn of(connections_max: usize) -> Self {
         let scans = (connections_max / 8).max(if connections_max < 8 { 1 } else { 2 });
         let imports = (connections_max / 2 - usize::from(connections_max < 8)).max(1);
         let look_ups = (connections_max * 3 / 4).max(2);
+        let exports = (connections_max / 4).max(2);
         // Look-ups are short: one free slot is a short wait. The others are long, so a workspace may have half.
         Self {
             service: Arc::new(Semaphore::new(SERVICE_SLOTS)),
             look_ups: Slots::new(look_ups, look_ups - 1),
+            exports: Slots::new(exports, exports.div_ceil(2)),
             imports: Slots::new(imports, imports.div_ceil(2)),
             scans: Slots::new(scans, scans.div_ceil(2)),
         }
@@ -80,6 +86,7 @@ impl Shares {
                 return Ok(Slot { _of_workspace: None, _of_all: of_all.map_err(Error::internal)? });
             }
             Share::LookUp(workspace) => (&self.look_ups, workspace, SHORT_WAIT),
+            Share::Export(workspace) => (&self.exports, workspace, LONG_WAIT),
             Share::Import(workspace) => (&self.imports, workspace, LONG_WAIT),
             Share::Scan(workspace) => (&self.scans, workspace, LONG_WAIT),
         };
@@ -137,9 +144,10 @@ mod tests {
     async fn no_workspace_has_all_slots_and_none_waits_for_what_another_has_too_much_of() {
         for connections_max in [4, 5, 8, 16, 100] {
             let shares = Shares::of(connections_max);
-            let counts = [&shares.look_ups, &shares.imports, &shares.scans].map(|slots| slots.all.available_permits());
-            assert!(counts[1] + counts[2] < connections_max, "look-ups always have a connection that nothing long holds");
-            for share in [Share::LookUp, Share::Import, Share::Scan] {
+            let counts =
+                [&shares.look_ups, &shares.exports, &shares.imports, &shares.scans].map(|slots| slots.all.available_permits());
+            assert!(counts[2] + counts[3] < connections_max, "look-ups always have a connection that nothing long holds");
+            for share in [Share::LookUp, Share::Export, Share::Import, Share::Scan] {
                 // Unconstrained: the runtime makes a task wait now and then that never does.
                 let try_acquire =
                     |share| tokio::task::unconstrained(shares.acquire(share)).now_or_never().map(|slot| slot.expect("open"));

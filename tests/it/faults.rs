@@ -59,7 +59,7 @@ async fn require_recovery(client: &DncServiceClient<Upstream>, key: &str, round:
 }
 
 /// Requires that no session of a service is left in a transaction or a statement, that at most `connections_max` are there, and that the count which is kept is that of the rows.
-async fn require_nothing_left(server: &TestServer, connections_max: i64) {
+pub(crate) async fn require_nothing_left(server: &TestServer, connections_max: i64) {
     let sessions = "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity
                     WHERE application_name = 'dnc' AND datname = current_database() AND pid <> pg_backend_pid()";
     // The service has one besides, to watch the link; and so has the store of the test, with four.
