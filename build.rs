@@ -10,6 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(["dnc/v1/dnc.proto"], ["proto"])?;
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out_dir.join("dnc.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().codec_path("crate::codec::SliceCodec").compile_fds_with_config(descriptors, Config::new())?;
+    tonic_prost_build::configure()
+        .codec_path("crate::wire::codec::SliceCodec")
+        .compile_fds_with_config(descriptors, Config::new())?;
     Ok(())
 }

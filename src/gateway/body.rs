@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio_util::{bytes::BytesMut, io::StreamReader};
 
 use super::error::Problem;
-use crate::budget::Permit;
+use crate::wire::budget::Permit;
 
 /// How long a body may stand still.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt;
 
 use super::{body::ENCODINGS, pass_back};
-use crate::{budget::Exhausted, telemetry};
+use crate::{telemetry, wire::budget::Exhausted};
 
 /// Who made a status, as its details say.
 const DOMAIN: &str = "dnc";

@@ -52,10 +52,9 @@ use self::{
     whole::{Bodies, Held},
 };
 use crate::{
-    budget::Budget,
     proto::{ExportEntriesRequest, ImportEntriesResponse, SummarizeEntriesRequest},
-    running::Running,
     telemetry,
+    wire::{budget::Budget, running::Running},
 };
 
 /// How long the service may be silent; it ends its own statements earlier. A deletion of a whole list takes as long as the list is long.

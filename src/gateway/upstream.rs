@@ -26,7 +26,7 @@ use tonic::{
 };
 use tower::{Service, ServiceExt};
 
-use crate::{proto::EARLY_HEAD, running::Running};
+use crate::wire::{EARLY_HEAD, running::Running};
 
 /// Calls on one connection at once. The window of a connection must have room for as many windows of a stream, on both ends.
 pub const UPSTREAM_CALLS_MAX: usize = 4;

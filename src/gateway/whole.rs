@@ -23,7 +23,7 @@ use super::{
     body::{Encoding, Octets},
     error::Problem,
 };
-use crate::budget::{Budget, Permit};
+use crate::wire::budget::{Budget, Permit};
 
 /// How long a JSON body may take to come, and how long it may stand still.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);

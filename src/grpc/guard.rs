@@ -30,7 +30,11 @@ use super::{
     metered::{Metered, Work},
     status,
 };
-use crate::{budget::Budget, domain::Error, proto::EARLY_HEAD, running::Running, telemetry};
+use crate::{
+    domain::Error,
+    telemetry,
+    wire::{EARLY_HEAD, budget::Budget, running::Running},
+};
 
 /// tonic takes a request that its caller cancels for one that has come to its end. An import that was broken off is no whole one.
 fn as_broken(status: Status) -> Status {

@@ -21,8 +21,8 @@ use tonic_types::StatusExt;
 
 use super::{MESSAGE_BYTES_MAX, status};
 use crate::{
-    budget::{Budget, Exhausted, Permit},
     domain::Error,
+    wire::budget::{Budget, Exhausted, Permit},
 };
 
 /// How long a message may take from its first byte to its last; that of a call with a single one, from the call's beginning.

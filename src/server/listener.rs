@@ -53,7 +53,7 @@ use super::{
     timed_body::TimedBody,
     wire::Wire,
 };
-use crate::{gateway, running::Running};
+use crate::{gateway, wire::running::Running};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const STRANGER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -28,13 +28,12 @@ use self::{
     listener::{Listener, Protocol},
 };
 use crate::{
-    budget::Budget,
     config::{DatabaseLimits, HttpOptions, ServerOptions, TlsOptions},
     gateway::{self, Upstream},
     grpc::{self, DncService, StreamLimits, auth::Authenticator, guard::Guard, health},
     proto::{self, dnc_service_server::DncServiceServer},
-    running::Running,
     store::{Store, StoreOptions},
+    wire::{budget::Budget, running::Running},
 };
 
 /// How long connections may take to close once no call runs on them any more.
