@@ -24,7 +24,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use dnc::{
-    domain::{KeyOwner, WorkspaceId},
+    domain::{KeyOwner, Scope, WorkspaceId},
     postgres::{self, PrivatePostgres},
     proto::{
         CheckEntriesRequest, DeleteEntriesRequest, Entry, EntryFilter, ExportEntriesRequest, ImportEntriesRequest,
@@ -582,7 +582,10 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     let mut workspaces = Vec::new();
     for name in ["first", "second"] {
         let workspace = store.create_workspace(name).await?;
-        workspaces.push((workspace, store.issue_key(KeyOwner::Workspace(workspace), "", None).await?.1.reveal().to_owned()));
+        workspaces.push((
+            workspace,
+            store.issue_key(KeyOwner::Workspace(workspace), Scope::Write, "", None).await?.1.reveal().to_owned(),
+        ));
     }
     store.close().await;
     drop(store);

@@ -14,7 +14,7 @@ use anyhow::Context;
 use clap::Parser;
 use dnc::{
     config::ServerOptions,
-    domain::{KeyOwner, WorkspaceId},
+    domain::{KeyOwner, Scope, WorkspaceId},
     postgres::{self, PrivatePostgres},
     server::{self, Bound},
     store::Store,
@@ -75,7 +75,7 @@ pub async fn tenant(database_url: &str) -> anyhow::Result<(Store, WorkspaceId, S
     let store = server::store(database_url, &options().database)?;
     store.migrate().await?;
     let workspace = store.create_workspace("bench").await?;
-    let key = store.issue_key(KeyOwner::Workspace(workspace), "", None).await?.1.reveal().to_owned();
+    let key = store.issue_key(KeyOwner::Workspace(workspace), Scope::Write, "", None).await?.1.reveal().to_owned();
     Ok((store, workspace, key))
 }
 

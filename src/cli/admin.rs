@@ -4,14 +4,14 @@
 use std::{io::Write, time::Duration};
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::output::{Format, Table, instant};
 use crate::{
     config::DatabaseUrl,
-    domain::{KeyId, KeyOwner, UserId, WorkspaceId},
+    domain::{KeyId, KeyOwner, Scope, UserId, WorkspaceId},
     store::{Store, StoreOptions},
 };
 
@@ -55,13 +55,16 @@ pub(super) enum Keys {
         /// What people call it
         #[arg(long, env = "DNC_KEY_NAME", default_value = "", value_parser = optional_name)]
         name: String,
+        /// What the key may do: check asks about addresses alone, read also reads the list, write also changes it
+        #[arg(long, env = "DNC_KEY_SCOPE", default_value = "write")]
+        scope: ScopeName,
         /// How long the key works, such as 90d or 12h; for ever unless given
         #[arg(long, env = "DNC_KEY_EXPIRES_IN", value_name = "DURATION", value_parser = expiry)]
         expires_in: Option<Duration>,
         #[command(flatten)]
         database: DatabaseUrl,
     },
-    /// List keys: id, owner, state, time of creation, expiry, name
+    /// List keys: id, owner, scope, state, time of creation, expiry, name
     List(List),
     /// Revoke a key; every server refuses it within five seconds
     Revoke {
@@ -71,6 +74,23 @@ pub(super) enum Keys {
         #[command(flatten)]
         database: DatabaseUrl,
     },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ScopeName {
+    Check,
+    Read,
+    Write,
+}
+
+impl From<ScopeName> for Scope {
+    fn from(name: ScopeName) -> Self {
+        match name {
+            ScopeName::Check => Self::Check,
+            ScopeName::Read => Self::Read,
+            ScopeName::Write => Self::Write,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -134,14 +154,14 @@ pub(super) async fn users(command: Users) -> anyhow::Result<()> {
 
 pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
     match command {
-        Keys::Create { owner, name, expires_in, database } => {
+        Keys::Create { owner, name, scope, expires_in, database } => {
             let owner = match (owner.workspace, owner.user) {
                 (Some(id), _) => KeyOwner::Workspace(id),
                 (None, Some(id)) => KeyOwner::User(id),
                 (None, None) => anyhow::bail!("give --workspace or --user"),
             };
             let store = migrated(&database).await?;
-            let (id, key) = store.issue_key(owner, &name, expires_in).await?;
+            let (id, key) = store.issue_key(owner, scope.into(), &name, expires_in).await?;
             if let Err(error) = print(key.reveal()) {
                 // Nobody has seen it, and nobody ever will.
                 store.revoke_key(id).await?;
@@ -150,7 +170,7 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
         }
         Keys::List(list) => {
             let now = OffsetDateTime::now_utc();
-            let mut table = Table::new(["id", "owner", "state", "created_at", "expires_at", "name"]);
+            let mut table = Table::new(["id", "owner", "scope", "state", "created_at", "expires_at", "name"]);
             for row in migrated(&list.database).await?.list_keys().await? {
                 let state = match (row.revoked_at, row.expires_at) {
                     (Some(_), _) => "revoked",
@@ -160,6 +180,7 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
                 table.push([
                     json!(row.id.to_string()),
                     json!(row.owner.to_string()),
+                    json!(row.scope.name()),
                     json!(state),
                     json!(instant(row.created_at)),
                     row.expires_at.map(instant).map_or(Value::Null, Value::from),

@@ -15,7 +15,7 @@ use clap::Args;
 use super::serve::Signals;
 use crate::{
     config::ServerOptions,
-    domain::{ApiKey, KeyOwner, UserId, WorkspaceId},
+    domain::{ApiKey, KeyOwner, Scope, UserId, WorkspaceId},
     postgres::{self, PrivatePostgres},
     server::{self, Bound},
     store::Store,
@@ -126,11 +126,11 @@ async fn tenant(store: &Store, file: &Path) -> anyhow::Result<Tenant> {
         workspace,
         api_key: match good_key {
             Some(key) => key,
-            None => store.issue_key(KeyOwner::Workspace(workspace), "dev", None).await?.1,
+            None => store.issue_key(KeyOwner::Workspace(workspace), Scope::Write, "dev", None).await?.1,
         },
         platform_key: match good_platform_key {
             Some(key) => key,
-            None => store.issue_key(KeyOwner::User(member(store, workspace).await?), "dev", None).await?.1,
+            None => store.issue_key(KeyOwner::User(member(store, workspace).await?), Scope::Write, "dev", None).await?.1,
         },
     };
     if !is_note_good {

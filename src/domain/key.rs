@@ -54,6 +54,36 @@ impl fmt::Display for KeyOwner {
     }
 }
 
+/// What a key may do. Each scope includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Ask whether addresses may be written to, and nothing else.
+    Check,
+    /// Also read the list.
+    Read,
+    /// Also change the list.
+    Write,
+}
+
+impl Scope {
+    /// All of them, the narrowest first.
+    pub const ALL: [Self; 3] = [Self::Check, Self::Read, Self::Write];
+
+    /// Its name on the command line and in the database.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+
+    /// The scope of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == name)
+    }
+}
+
 /// A key in plain form. Neither `Debug` nor anything else but [`ApiKey::reveal`] shows it.
 #[derive(Clone)]
 pub struct ApiKey {
@@ -203,6 +233,15 @@ mod tests {
         {
             assert!(ApiKey::parse(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_scope_includes_those_before_it() {
+        assert!(Scope::ALL.is_sorted());
+        for scope in Scope::ALL {
+            assert_eq!(Scope::of_name(scope.name()), Some(scope));
+        }
+        assert_eq!(Scope::of_name("Write"), None);
     }
 
     #[test]

@@ -18,5 +18,5 @@ pub use entry::{Entry, Reason};
 pub use error::Error;
 pub use failure::{Cause, Failure, Rejected};
 pub use fingerprint::{Fingerprint, Sent};
-pub use key::{ApiKey, KeyHash, KeyId, KeyKind, KeyOwner, UserId, WorkspaceId};
+pub use key::{ApiKey, KeyHash, KeyId, KeyKind, KeyOwner, Scope, UserId, WorkspaceId};
 pub use page::{Filter, Position};

@@ -3,19 +3,13 @@
 //! Look-ups are kept for two seconds, which bounds how
 //! long a revoked key works on any server; refusals are not kept, so a new key works at once.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::time::Duration;
 
-use governor::{
-    Quota, RateLimiter,
-    clock::{Clock, DefaultClock},
-    middleware::StateInformationMiddleware,
-    state::keyed::DashMapStateStore,
-};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use moka::future::Cache;
 
 use crate::{
-    domain::{ApiKey, Error, KeyHash, KeyId, KeyKind, WorkspaceId},
+    domain::{ApiKey, Error, KeyHash, KeyId, KeyKind, Scope, WorkspaceId},
     store::{Caller, Store},
 };
 
@@ -23,22 +17,14 @@ use crate::{
 const CACHE_TTL: Duration = Duration::from_secs(2);
 const CACHE_ENTRIES_MAX: u64 = 10_000;
 
-/// What a method asks of its caller.
-pub(super) enum Needs {
-    /// A key that may use the workspace of the call.
-    Workspace,
-}
-
-/// Every method there is. What is not in this table is refused.
-pub(super) fn needs(path: &str) -> Option<Needs> {
+/// The scope that a method needs. What is not in this table is refused.
+pub(super) fn needs(path: &str) -> Option<Scope> {
     match path {
-        "/dnc.v1.DncService/ImportEntries"
-        | "/dnc.v1.DncService/CheckEntries"
-        | "/dnc.v1.DncService/ScrubEntries"
-        | "/dnc.v1.DncService/ListEntries"
-        | "/dnc.v1.DncService/ExportEntries"
-        | "/dnc.v1.DncService/DeleteEntries"
-        | "/dnc.v1.DncService/SummarizeEntries" => Some(Needs::Workspace),
+        "/dnc.v1.DncService/CheckEntries" | "/dnc.v1.DncService/ScrubEntries" => Some(Scope::Check),
+        "/dnc.v1.DncService/ListEntries" | "/dnc.v1.DncService/ExportEntries" | "/dnc.v1.DncService/SummarizeEntries" => {
+            Some(Scope::Read)
+        }
+        "/dnc.v1.DncService/ImportEntries" | "/dnc.v1.DncService/DeleteEntries" => Some(Scope::Write),
         _ => None,
     }
 }
@@ -55,14 +41,10 @@ pub struct Principal {
     asked: (KeyHash, Option<WorkspaceId>),
 }
 
-type Limiter = RateLimiter<KeyId, DashMapStateStore<KeyId>, DefaultClock, StateInformationMiddleware>;
-
 /// Tells callers from strangers. Shared by all calls.
 pub struct Authenticator {
     store: Store,
     callers: Cache<(KeyHash, Option<WorkspaceId>), Caller>,
-    limiter: Option<Limiter>,
-    requests_per_sec_max: u32,
 }
 
 impl std::fmt::Debug for Authenticator {
@@ -72,17 +54,17 @@ impl std::fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    /// Looks keys up in this store, and lets each make this many requests a second (none: any number).
-    pub fn new(store: Store, requests_per_sec_max: Option<NonZeroU32>) -> Self {
-        Self {
-            store,
-            callers: Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build(),
-            limiter: requests_per_sec_max.map(|max| RateLimiter::keyed(Quota::per_second(max)).with_middleware()),
-            requests_per_sec_max: requests_per_sec_max.map_or(0, NonZeroU32::get),
-        }
+    /// Looks keys up in this store.
+    pub fn new(store: Store) -> Self {
+        Self { store, callers: Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build() }
     }
 
-    pub(super) async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
+    /// The caller of a call that needs this scope.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`], [`Error::Forbidden`], [`Error::Invalid`] for a malformed workspace id, and when the
+    /// database is away.
+    pub(super) async fn authenticate(&self, headers: &HeaderMap, needs: Scope) -> Result<Principal, Error> {
         let key = key_of(headers)?;
         let mut values = headers.get_all("x-workspace-id").iter();
         let asked_for = values.next();
@@ -109,6 +91,9 @@ impl Authenticator {
             (KeyKind::Workspace, Some(asked_for)) if caller.workspace == Some(asked_for) => asked_for,
             (KeyKind::Platform | KeyKind::Workspace, Some(_)) => return Err(FORBIDDEN),
         };
+        if caller.scope < needs {
+            return Err(out_of_scope(needs));
+        }
         Ok(Principal { workspace, key: caller.key, kind: key.kind(), asked })
     }
 
@@ -139,26 +124,6 @@ impl Authenticator {
             Err(failed) => failed.as_ref().as_ref().map_or(Ok(None), |error| Err(error.shared())),
         }
     }
-
-    /// Counts a request against its key's rate, and says what is left in headers.
-    pub(super) fn admit(&self, key: KeyId) -> (Result<(), Error>, Vec<(HeaderName, HeaderValue)>) {
-        let Some(limiter) = &self.limiter else { return (Ok(()), Vec::new()) };
-        let (verdict, remaining, reset_secs) = match limiter.check_key(&key) {
-            Ok(state) => (Ok(()), state.remaining_burst_capacity(), 1),
-            Err(not_until) => {
-                let retry_after = not_until.wait_time_from(DefaultClock::default().now());
-                let secs = retry_after.as_secs_f64().ceil().max(1.0);
-                let message = "Too many requests for this key. Wait as long as Retry-After says, then send it again.";
-                (Err(Error::Exhausted { message, retry_after: Duration::from_secs_f64(secs) }), 0, secs as u64)
-            }
-        };
-        let headers = [
-            (HeaderName::from_static("x-ratelimit-limit"), u64::from(self.requests_per_sec_max)),
-            (HeaderName::from_static("x-ratelimit-remaining"), u64::from(remaining)),
-            (HeaderName::from_static("x-ratelimit-reset"), reset_secs),
-        ];
-        (verdict, headers.into_iter().map(|(name, value)| (name, HeaderValue::from(value))).collect())
-    }
 }
 
 const NO_KEY: Error =
@@ -167,6 +132,14 @@ const MALFORMED_KEY: Error =
     Error::Unauthenticated("The API key cannot be read. Send exactly one, in X-Api-Key, or in Authorization as a Bearer token.");
 const UNKNOWN_KEY: Error = Error::Unauthenticated("The API key is not valid: it is unknown, expired or revoked.");
 const FORBIDDEN: Error = Error::Forbidden("This API key may not use that workspace.");
+
+/// The refusal of a key whose scope is too narrow. Nothing is outside of the scope `check`.
+fn out_of_scope(needs: Scope) -> Error {
+    Error::Forbidden(match needs {
+        Scope::Check | Scope::Read => "This call needs a key with the scope read or write.",
+        Scope::Write => "This call needs a key with the scope write.",
+    })
+}
 
 /// The key that a call came with. When both headers are there, `X-Api-Key` alone counts: the public reference's samples send both.
 fn key_of(headers: &HeaderMap) -> Result<ApiKey, Error> {

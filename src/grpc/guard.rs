@@ -28,6 +28,7 @@ use tracing::Instrument;
 use super::{
     auth::{self, Authenticator},
     metered::{Metered, Work},
+    rate::Rate,
     status,
 };
 use crate::{
@@ -94,6 +95,7 @@ fn early_head(answer: impl Future<Output = Result<Response<Body>, Infallible>> +
 pub struct Guard<S> {
     inner: S,
     auth: Arc<Authenticator>,
+    rate: Arc<Rate>,
     draining: CancellationToken,
     calls: TaskTracker,
     budget: Option<Budget>,
@@ -101,8 +103,8 @@ pub struct Guard<S> {
 
 impl<S> Guard<S> {
     /// Guards `inner`. Once `draining` is cancelled every new call is refused as unavailable; `calls` counts those that run.
-    pub fn new(inner: S, auth: Arc<Authenticator>, draining: CancellationToken, calls: TaskTracker) -> Self {
-        Self { inner, auth, draining, calls, budget: None }
+    pub fn new(inner: S, auth: Arc<Authenticator>, rate: Rate, draining: CancellationToken, calls: TaskTracker) -> Self {
+        Self { inner, auth, rate: Arc::new(rate), draining, calls, budget: None }
     }
 
     /// Takes what requests need in memory from this budget. For calls from the network; the gateway in this process counts its bodies itself.
@@ -133,7 +135,7 @@ where
         // The clone that was made ready is the one to call.
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
-        let (auth, budget) = (self.auth.clone(), self.budget.clone());
+        let (auth, rate, budget) = (self.auth.clone(), self.rate.clone(), self.budget.clone());
         // Counted first: a drain that does not see this call must be seen by it.
         let call = self.calls.token();
         let is_draining = self.draining.is_cancelled();
@@ -160,9 +162,9 @@ where
                 }
                 match auth::needs(head.uri.path()) {
                     None => Err(Error::Unimplemented),
-                    Some(auth::Needs::Workspace) => {
-                        let principal = auth.authenticate(&head.headers).await?;
-                        let (verdict, headers) = auth.admit(principal.key);
+                    Some(scope) => {
+                        let principal = auth.authenticate(&head.headers, scope).await?;
+                        let (verdict, headers) = rate.admit(principal.key);
                         rate_headers = headers;
                         verdict.map(|()| principal)
                     }

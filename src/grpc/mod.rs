@@ -13,6 +13,7 @@ mod import;
 mod list;
 mod messages;
 mod metered;
+pub mod rate;
 mod scrub;
 mod status;
 

@@ -30,7 +30,7 @@ use self::{
 use crate::{
     config::{DatabaseLimits, HttpOptions, ServerOptions, TlsOptions},
     gateway::{self, Upstream},
-    grpc::{self, DncService, StreamLimits, auth::Authenticator, guard::Guard, health},
+    grpc::{self, DncService, StreamLimits, auth::Authenticator, guard::Guard, health, rate::Rate},
     proto::{self, dnc_service_server::DncServiceServer},
     store::{Store, StoreOptions},
     wire::{budget::Budget, running::Running},
@@ -88,7 +88,7 @@ impl Bound {
     pub async fn service(store: Store, options: &ServerOptions) -> anyhow::Result<Self> {
         let draining = CancellationToken::new();
         let calls = TaskTracker::new();
-        let auth = Arc::new(Authenticator::new(store.clone(), options.requests_per_sec_max));
+        let auth = Arc::new(Authenticator::new(store.clone()));
         let limits = StreamLimits {
             batch_entries_max: options.batch_entries_max as usize,
             batches_in_flight_max: options.batches_in_flight_max.into(),
@@ -96,7 +96,7 @@ impl Bound {
         };
         let service = DncServiceServer::new(DncService::new(store.clone(), auth.clone(), limits))
             .max_decoding_message_size(grpc::MESSAGE_BYTES_MAX);
-        let guarded = Guard::new(service, auth, draining.clone(), calls.clone());
+        let guarded = Guard::new(service, auth, Rate::new(options.requests_per_sec_max), draining.clone(), calls.clone());
         let health = health::service(store, draining.clone());
         let budget = Budget::new(options.http.work_bytes_max);
         // The gateway is handed the guarded service itself; reflection is for clients on the network.

@@ -6,7 +6,7 @@ use sqlx::{query, query_scalar};
 use time::OffsetDateTime;
 
 use super::{Store, session::Stop, shares::Share};
-use crate::domain::{ApiKey, Error, KeyHash, KeyId, KeyOwner, UserId, WorkspaceId};
+use crate::domain::{ApiKey, Error, KeyHash, KeyId, KeyOwner, Scope, UserId, WorkspaceId};
 
 /// A key as operators see it: all but the key itself, which nobody has.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct KeyRow {
     pub id: KeyId,
     /// What it is bound to.
     pub owner: KeyOwner,
+    /// What it may do.
+    pub scope: Scope,
     /// When it was made.
     pub created_at: OffsetDateTime,
     /// When it stops working.
@@ -34,6 +36,8 @@ pub struct Caller {
     pub workspace: Option<WorkspaceId>,
     /// True when the key's user is a member of the workspace asked for.
     pub is_member: bool,
+    /// What the key may do.
+    pub scope: Scope,
 }
 
 impl Store {
@@ -43,7 +47,13 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when the owner does not exist, [`Error::Internal`] when the operating system has no
     /// randomness, [`Error::Unavailable`] and [`Error::Timeout`].
-    pub async fn issue_key(&self, owner: KeyOwner, name: &str, expires_in: Option<Duration>) -> Result<(KeyId, ApiKey), Error> {
+    pub async fn issue_key(
+        &self,
+        owner: KeyOwner,
+        scope: Scope,
+        name: &str,
+        expires_in: Option<Duration>,
+    ) -> Result<(KeyId, ApiKey), Error> {
         let key = ApiKey::generate(owner.kind()).map_err(Error::internal)?;
         let hash = key.hash();
         let (workspace, user) = match owner {
@@ -54,13 +64,14 @@ impl Store {
         let created = self.write(Share::Service, move |connection| {
             Box::pin(async move {
                 query_scalar!(
-                    "INSERT INTO api_keys (workspace_id, user_id, name, secret_sha256, expires_at)
-                     VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5)) RETURNING id",
+                    "INSERT INTO api_keys (workspace_id, user_id, name, secret_sha256, expires_at, scope)
+                     VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5), $6) RETURNING id",
                     workspace,
                     user,
                     name,
                     hash.as_bytes(),
                     expires_in.map(|duration| duration.as_secs_f64()),
+                    scope.name(),
                 )
                 .fetch_one(connection)
                 .await
@@ -83,25 +94,27 @@ impl Store {
     pub async fn list_keys(&self) -> Result<Vec<KeyRow>, Error> {
         self.read(Share::Service, |connection| {
             Box::pin(async move {
-                let keys =
-                    query!("SELECT id, workspace_id, user_id, created_at, expires_at, revoked_at, name FROM api_keys ORDER BY id")
-                        .try_map(|row| {
-                            let owner = match (row.workspace_id, row.user_id) {
-                                (Some(id), _) => KeyOwner::Workspace(WorkspaceId(id)),
-                                (None, Some(id)) => KeyOwner::User(UserId(id)),
-                                (None, None) => return Err(sqlx::Error::Decode("a key without an owner".into())),
-                            };
-                            Ok(KeyRow {
-                                id: KeyId(row.id),
-                                owner,
-                                created_at: row.created_at,
-                                expires_at: row.expires_at,
-                                revoked_at: row.revoked_at,
-                                name: row.name,
-                            })
-                        })
-                        .fetch_all(connection)
-                        .await?;
+                let keys = query!(
+                    "SELECT id, workspace_id, user_id, created_at, expires_at, revoked_at, name, scope FROM api_keys ORDER BY id"
+                )
+                .try_map(|row| {
+                    let owner = match (row.workspace_id, row.user_id) {
+                        (Some(id), _) => KeyOwner::Workspace(WorkspaceId(id)),
+                        (None, Some(id)) => KeyOwner::User(UserId(id)),
+                        (None, None) => return Err(sqlx::Error::Decode("a key without an owner".into())),
+                    };
+                    Ok(KeyRow {
+                        id: KeyId(row.id),
+                        owner,
+                        scope: scope(&row.scope)?,
+                        created_at: row.created_at,
+                        expires_at: row.expires_at,
+                        revoked_at: row.revoked_at,
+                        name: row.name,
+                    })
+                })
+                .fetch_all(connection)
+                .await?;
                 Ok(keys)
             })
         })
@@ -136,7 +149,7 @@ impl Store {
             Box::pin(async move {
                 // clock_timestamp(), which goes on also where now() stands still: in a transaction.
                 Ok(query!(
-                    r#"SELECT id, workspace_id,
+                    r#"SELECT id, workspace_id, scope,
                            EXISTS (SELECT FROM memberships WHERE memberships.user_id = api_keys.user_id AND memberships.workspace_id = $2)
                                AS "is_member!"
                        FROM api_keys
@@ -144,11 +157,23 @@ impl Store {
                     hash.as_bytes(),
                     asked_for.map(|id| id.0),
                 )
-                .map(|row| Caller { key: KeyId(row.id), workspace: row.workspace_id.map(WorkspaceId), is_member: row.is_member })
+                .try_map(|row| {
+                    Ok(Caller {
+                        key: KeyId(row.id),
+                        workspace: row.workspace_id.map(WorkspaceId),
+                        is_member: row.is_member,
+                        scope: scope(&row.scope)?,
+                    })
+                })
                 .fetch_optional(connection)
                 .await?)
             })
         })
         .await
     }
+}
+
+/// A scope as it is stored. The table's check leaves no other.
+fn scope(name: &str) -> Result<Scope, sqlx::Error> {
+    Scope::of_name(name).ok_or_else(|| sqlx::Error::Decode("an unknown scope".into()))
 }

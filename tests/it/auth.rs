@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dnc::{
-    domain::{ApiKey, KeyId, KeyKind, KeyOwner, WorkspaceId},
+    domain::{ApiKey, KeyId, KeyKind, KeyOwner, Scope, WorkspaceId},
     proto::FILE_DESCRIPTOR_SET,
 };
 use prost::Message;
@@ -13,7 +13,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     address_book::{email, numbered, request},
-    harness::{TestServer, until, with_key},
+    harness::{TestServer, http_client, until, with_key},
 };
 
 /// What is tried, with which headers, and how it must end.
@@ -49,8 +49,8 @@ async fn every_method_is_closed_to_strangers() {
     let server = TestServer::start().await;
     let channel = Channel::from_shared(server.grpc_url.clone()).unwrap().connect().await.unwrap();
     let owner = KeyOwner::Workspace(server.workspace);
-    let (_, expired) = server.store.issue_key(owner, "", Some(Duration::ZERO)).await.unwrap();
-    let (id, revoked) = server.store.issue_key(owner, "", None).await.unwrap();
+    let (_, expired) = server.store.issue_key(owner, Scope::Write, "", Some(Duration::ZERO)).await.unwrap();
+    let (id, revoked) = server.store.issue_key(owner, Scope::Write, "", None).await.unwrap();
     server.store.revoke_key(id).await.unwrap();
     let unknown = ApiKey::generate(KeyKind::Platform).unwrap();
     let (ours, theirs) = (server.workspace.to_string(), server.other_workspace.to_string());
@@ -162,10 +162,44 @@ async fn the_same_address_in_two_workspaces_is_two_entries() {
 }
 
 #[tokio::test]
+async fn a_key_does_what_its_scope_includes_and_nothing_else() {
+    let server = TestServer::start().await;
+    let channel = server.channel().await;
+    let needed = |method: &str| match method.rsplit('/').next().unwrap() {
+        "CheckEntries" | "ScrubEntries" => Scope::Check,
+        "ListEntries" | "ExportEntries" | "SummarizeEntries" => Scope::Read,
+        "ImportEntries" | "DeleteEntries" => Scope::Write,
+        other => panic!("{other} needs a scope"),
+    };
+    let owners = [KeyOwner::Workspace(server.workspace), KeyOwner::User(server.store.list_users().await.unwrap()[0].id)];
+    for (owner, scope) in owners.into_iter().flat_map(|owner| Scope::ALL.map(|scope| (owner, scope))) {
+        let (_, key) = server.store.issue_key(owner, scope, "", None).await.unwrap();
+        for method in methods() {
+            let workspace = server.workspace.to_string();
+            let status = call(&channel, &method, &[("x-api-key", key.reveal()), ("x-workspace-id", &workspace)]).await;
+            if needed(&method) <= scope {
+                // An empty message, or an empty stream of answers, may be a fault of its own.
+                let refused = [Code::PermissionDenied, Code::Unauthenticated, Code::Unimplemented];
+                assert!(!refused.contains(&status.code()), "{method} with {scope:?}: {status:?}");
+            } else {
+                assert_eq!(status.code(), Code::PermissionDenied, "{method} with {scope:?}");
+                assert!(status.message().contains(needed(&method).name()), "{}", status.message());
+            }
+        }
+    }
+    let (_, key) = server.store.issue_key(owners[0], Scope::Check, "", None).await.unwrap();
+    let get = |path: &str| http_client().get(format!("{}{path}", server.http_url)).header("x-api-key", key.reveal()).send();
+    assert_eq!(get("/v1/dnc/check?email=a@example.com").await.unwrap().status(), 200);
+    for path in ["/v1/dnc", "/v1/dnc/export", "/v1/dnc/summary"] {
+        assert_eq!(get(path).await.unwrap().status(), 403, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_revoked_key_stops_working_also_in_the_middle_of_a_stream() {
     let server = TestServer::start().await;
     let owner = KeyOwner::Workspace(server.workspace);
-    let (id, key) = server.store.issue_key(owner, "", None).await.unwrap();
+    let (id, key) = server.store.issue_key(owner, Scope::Write, "", None).await.unwrap();
     let (send, messages) = tokio::sync::mpsc::channel(1);
     let mut client = server.client().await;
     let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), key.reveal());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dnc::{
-    domain::KeyOwner,
+    domain::{KeyOwner, Scope},
     gateway::Upstream,
     proto::{CheckEntriesRequest, DeleteEntriesRequest, ListEntriesRequest, dnc_service_client::DncServiceClient},
 };
@@ -82,7 +82,7 @@ async fn require_clean(server: &TestServer, client: &DncServiceClient<Upstream>,
 /// A key that has expired by the time this returns.
 async fn expired_key(server: &TestServer) -> String {
     let owner = KeyOwner::Workspace(server.workspace);
-    let key = server.store.issue_key(owner, "", Some(Duration::from_millis(1))).await.unwrap().1.reveal().to_owned();
+    let key = server.store.issue_key(owner, Scope::Write, "", Some(Duration::from_millis(1))).await.unwrap().1.reveal().to_owned();
     tokio::time::sleep(Duration::from_millis(10)).await;
     key
 }

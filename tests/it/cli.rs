@@ -336,14 +336,14 @@ async fn operators_make_workspaces_users_and_keys() {
     assert!(stdout(&admin(&["keys", "create", "--user", &user])).starts_with("sk_user_"));
     let list = stdout(&admin(&["keys", "list"]));
     let row: Vec<_> = list.lines().next().unwrap().split('\t').collect();
-    assert_eq!((row[0], row[1], row[2], row[5]), ("key_1", workspace.as_str(), "valid", "shop"));
+    assert_eq!((row[0], row[1], row[2], row[3], row[6]), ("key_1", workspace.as_str(), "write", "valid", "shop"));
     assert!(!list.contains("sk_"));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let lost = dnc(&["keys", "create", "--workspace", &workspace]).env("DATABASE_URL", &url).stdout(full).output().unwrap();
     assert_eq!(lost.status.code(), Some(1));
-    assert!(stdout(&admin(&["keys", "list"])).contains("key_3\tws_1\trevoked"), "nobody has seen it");
+    assert!(stdout(&admin(&["keys", "list"])).contains("key_3\tws_1\twrite\trevoked"), "nobody has seen it");
     assert!(admin(&["keys", "revoke", "key_1"]).status.success());
-    assert!(stdout(&admin(&["keys", "list"])).contains("key_1\tws_1\trevoked"));
+    assert!(stdout(&admin(&["keys", "list"])).contains("key_1\tws_1\twrite\trevoked"));
 
     for (args, status) in [
         (&["keys", "revoke", "key_99"][..], 1),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use dnc::{
-    domain::KeyOwner,
+    domain::{KeyOwner, Scope},
     gateway::Upstream,
     proto::{EntryFilter, ListEntriesRequest, dnc_service_client::DncServiceClient},
 };
@@ -509,5 +509,5 @@ async fn a_migration_that_fails_leaves_what_was_before_and_can_be_run_again() {
     let server = TestServer::start_with(&[], &url).await;
     assert_eq!(server.import(vec![request(numbered(0..10).collect())]).await.unwrap().imported, 10);
     let owner = KeyOwner::Workspace(server.workspace);
-    server.store.issue_key(owner, "", None).await.unwrap();
+    server.store.issue_key(owner, Scope::Write, "", None).await.unwrap();
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dnc::{
-    domain::KeyOwner,
+    domain::{KeyOwner, Scope},
     proto::{CheckResult, Entry, ScrubEntriesRequest, ScrubEntriesResponse},
 };
 use tokio::sync::mpsc;
@@ -98,7 +98,7 @@ async fn what_is_too_large_or_too_slow_ends_the_stream() {
 #[tokio::test]
 async fn a_revoked_key_gets_no_more_answers() {
     let server = TestServer::start().await;
-    let (id, key) = server.store.issue_key(KeyOwner::Workspace(server.workspace), "", None).await.unwrap();
+    let (id, key) = server.store.issue_key(KeyOwner::Workspace(server.workspace), Scope::Write, "", None).await.unwrap();
     let (send, mut answers) = begin(&server, key.reveal()).await;
     send.send(ask(["a@example.com"])).await.unwrap();
     assert!(answers.message().await.unwrap().is_some());

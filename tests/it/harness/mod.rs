@@ -16,9 +16,9 @@ pub use calls::{Kind, all_of, give_up_after_polls, make_all};
 use clap::Parser;
 use dnc::{
     config::ServerOptions,
-    domain::{KeyOwner, WorkspaceId},
+    domain::{KeyOwner, Scope, WorkspaceId},
     gateway::Upstream,
-    grpc::{DncService, StreamLimits, auth::Authenticator, guard::Guard},
+    grpc::{DncService, StreamLimits, auth::Authenticator, guard::Guard, rate::Rate},
     postgres::{self, PrivatePostgres},
     proto::{
         ImportEntriesRequest, ImportEntriesResponse, dnc_service_client::DncServiceClient, dnc_service_server::DncServiceServer,
@@ -201,9 +201,10 @@ impl TestServer {
         let workspace = store.create_workspace("ours").await.unwrap();
         let other_workspace = store.create_workspace("theirs").await.unwrap();
         let user = store.create_user("someone", &[workspace]).await.unwrap();
-        let key = store.issue_key(KeyOwner::Workspace(workspace), "", None).await.unwrap().1.reveal().to_owned();
-        let other_key = store.issue_key(KeyOwner::Workspace(other_workspace), "", None).await.unwrap().1.reveal().to_owned();
-        let platform_key = store.issue_key(KeyOwner::User(user), "", None).await.unwrap().1.reveal().to_owned();
+        let key = store.issue_key(KeyOwner::Workspace(workspace), Scope::Write, "", None).await.unwrap().1.reveal().to_owned();
+        let other_key =
+            store.issue_key(KeyOwner::Workspace(other_workspace), Scope::Write, "", None).await.unwrap().1.reveal().to_owned();
+        let platform_key = store.issue_key(KeyOwner::User(user), Scope::Write, "", None).await.unwrap().1.reveal().to_owned();
         let service_store = dnc::server::store(service_url, &options.database).unwrap();
         let bound = Bound::service(service_store, &options).await.unwrap();
         let (http_url, grpc_url) = (bound.http_url(), bound.grpc_url());
@@ -238,14 +239,14 @@ impl TestServer {
     pub fn in_process(&self, flags: &[&str]) -> DncServiceClient<Upstream> {
         let options = options(flags);
         let store = dnc::server::store(&self.database_url, &options.database).unwrap();
-        let auth = Arc::new(Authenticator::new(store.clone(), None));
+        let auth = Arc::new(Authenticator::new(store.clone()));
         let limits = StreamLimits {
             batch_entries_max: options.batch_entries_max as usize,
             batches_in_flight_max: options.batches_in_flight_max.into(),
             idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),
         };
         let service = DncServiceServer::new(DncService::new(store, auth.clone(), limits));
-        let guarded = Guard::new(service, auth, CancellationToken::new(), TaskTracker::new());
+        let guarded = Guard::new(service, auth, Rate::new(None), CancellationToken::new(), TaskTracker::new());
         DncServiceClient::new(Upstream::Here(Routes::new(guarded).prepare()))
     }
 
