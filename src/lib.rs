@@ -6,6 +6,7 @@
 //! * [`domain`]: what is true about addresses, entries, keys and imports. Pure.
 //! * [`store`]: where they are kept. The only room that speaks SQL.
 //! * [`grpc`]: how they are asked for. The only room that speaks tonic's server side.
+//! * [`files`]: from the bytes of a file to entries, and back. Pure; for the two rooms below.
 //! * [`gateway`]: HTTP/JSON, as a client of the gRPC API. The only room that speaks axum.
 //! * [`server`] and [`cli`]: put the others together.
 //!
@@ -14,12 +15,12 @@
 pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod files;
 #[cfg(test)]
 mod fuzz;
 pub mod gateway;
 pub mod grpc;
 pub mod postgres;
-pub mod records;
 pub mod server;
 pub mod store;
 pub mod telemetry;

@@ -1,8 +1,8 @@
-//! `dnc check`, `export` and `remove`: a gRPC client for people. What was asked for goes to
+//! `dnc export` and `remove`: a gRPC client for people. What was asked for goes to
 //! standard output, everything else to standard error.
 
 use std::{
-    io::{BufWriter, Write},
+    io::Write,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,17 +15,14 @@ use tonic_types::StatusExt;
 
 use super::{
     admin::print,
-    files::{self, Content, Ended, Input},
+    input::{self, Ended, Input},
     link,
     serve::dial,
 };
 use crate::{
-    domain::WorkspaceId,
-    gateway::Format,
-    proto::{
-        CheckEntriesRequest, CheckResult, DeleteEntriesRequest, EntryFilter, EntryType, ExportEntriesRequest,
-        dnc_service_client::DncServiceClient,
-    },
+    domain::{Kind, WorkspaceId},
+    files::{self, Content, Format, Purpose},
+    proto::{DeleteEntriesRequest, EntryFilter, ExportEntriesRequest, dnc_service_client::DncServiceClient},
 };
 
 /// Addresses that one call may name.
@@ -58,25 +55,17 @@ pub(super) struct Server {
 /// Addresses and domains: named one by one, or in files.
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = true)]
-struct Addresses {
+pub(super) struct Addresses {
     /// Addresses and domains; - reads them from standard input
     #[arg(value_name = "ADDRESS")]
-    addresses: Vec<String>,
+    pub(super) addresses: Vec<String>,
     /// A file of them, of any kind that `dnc import` reads; - is standard input; may be given
     /// several times
     #[arg(long = "file", short, env = "DNC_FILE", value_name = "FILE")]
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
     /// The column that holds the addresses in the files, if it is not known by its name
     #[arg(long, env = "DNC_FILE_COLUMN", value_name = "NAME", requires = "files")]
-    column: Option<String>,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct Check {
-    #[command(flatten)]
-    addresses: Addresses,
-    #[command(flatten)]
-    server: Server,
+    pub(super) column: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -137,7 +126,7 @@ impl Addresses {
                 octets = 0;
                 ready.blocking_send(Ok(std::mem::take(&mut chunk))).map_err(|_| Ended::Stopped)
             };
-            let options = files::Options { column: self.column, skip_lines: 0, addresses_only: true };
+            let options = files::Options { column: self.column, ..files::Options::new(Purpose::Addresses, input::now()) };
             let named = self.addresses.into_iter().try_for_each(|address| match address.as_str() {
                 "-" => read_addresses(Path::new("-"), &options, &mut take),
                 _ => take(address).map_err(|_| None),
@@ -160,10 +149,11 @@ fn read_addresses(
 ) -> Result<(), Option<anyhow::Error>> {
     let input = Input::open(file)?;
     let name = input.name.clone();
-    let read = input.read(options, |row| match row.content {
-        // What cannot be read is asked about as well, and told to be no address.
-        Content::Entry { address: text, .. } | Content::Unreadable(text, _) => take(text),
-        Content::NotSuppressed => Ok(()),
+    let read = input.read(options.clone(), |row| match row.content {
+        Content::Entry(entry) => take(entry.address.into_owned()),
+        // What cannot be read is named as well, and is no address.
+        Content::Unreadable(unreadable) => take(unreadable.texts.address.into_owned()),
+        Content::Header | Content::Excluded => Ok(()),
     });
     read.map_err(|ended| match ended {
         Ended::Stopped => None,
@@ -172,11 +162,11 @@ fn read_addresses(
 }
 
 impl TypeName {
-    /// Its number in the proto.
-    pub(super) fn number(self) -> i32 {
+    /// What it is called inside.
+    pub(super) fn kind(self) -> Kind {
         match self {
-            Self::Email => EntryType::Email.into(),
-            Self::Domain => EntryType::Domain.into(),
+            Self::Email => Kind::Email,
+            Self::Domain => Kind::Domain,
         }
     }
 }
@@ -238,28 +228,6 @@ pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-/// Prints a line an address: the address, `suppressed`, `clear` or `invalid`, and what decided it.
-pub(super) async fn check(options: Check) -> anyhow::Result<()> {
-    let mut client = options.server.client()?;
-    let mut chunks = options.addresses.chunks();
-    while let Some(emails) = chunks.recv().await {
-        let request = options.server.request(CheckEntriesRequest { emails: emails? })?;
-        let results = client.check_entries(request).await.map_err(|status| options.server.told(&status))?.into_inner().results;
-        let mut out = BufWriter::new(std::io::stdout().lock());
-        for CheckResult { email, suppressed, entry, error } in results {
-            let email = one_line(&email);
-            match (entry, error) {
-                (Some(entry), _) => writeln!(out, "{email}\tsuppressed\t{}\t{}", entry.email, entry.reason)?,
-                (None, Some(error)) => writeln!(out, "{email}\tinvalid\t{}\t{}", error.code, error.message)?,
-                (None, None) if suppressed => writeln!(out, "{email}\tsuppressed\t\t")?,
-                (None, None) => writeln!(out, "{email}\tclear\t\t")?,
-            }
-        }
-        out.flush()?;
-    }
-    Ok(())
-}
-
 /// Writes the list to standard output.
 pub(super) async fn export(options: Export) -> anyhow::Result<()> {
     let format = match options.format {
@@ -267,7 +235,7 @@ pub(super) async fn export(options: Export) -> anyhow::Result<()> {
         FileFormat::Ndjson => Format::Ndjson,
     };
     let filter = EntryFilter {
-        r#type: options.entry_type.map(TypeName::number).unwrap_or_default(),
+        r#type: options.entry_type.map(|name| name.kind().number()).unwrap_or_default(),
         reason: options.reason.unwrap_or_default(),
         search: options.search.unwrap_or_default(),
         ..EntryFilter::default()
@@ -280,7 +248,7 @@ pub(super) async fn export(options: Export) -> anyhow::Result<()> {
     // list.
     let mut message = messages.message().await.map_err(told)?;
     let mut out = std::io::stdout().lock();
-    out.write_all(format.head().as_bytes())?;
+    out.write_all(&format.head())?;
     while let Some(part) = message {
         out.write_all(&format.write(part.entries)?)?;
         message = messages.message().await.map_err(told)?;

@@ -1,16 +1,20 @@
 //! The command line: one binary, every option a flag and an environment variable. Puts rooms together and prints; decides nothing else.
 //!
-//! Exit status: 0 done; 1 failed, with one line on standard error that says what to do; 2 wrong usage.
+//! Exit status: 0 done; 1 failed, with one line on standard error that says what to do; 2 wrong usage; 3 from `check`: at least one is
+//! suppressed.
 
 mod admin;
+mod check;
 mod client;
 mod dev;
-mod files;
 mod import;
+mod input;
 mod link;
 mod list;
 mod logs;
+mod new_file;
 mod output;
+mod progress;
 mod selection;
 mod serve;
 
@@ -61,7 +65,7 @@ enum Command {
     /// Put files of addresses and domains on the list: CSV, NDJSON, plain lists, exports of other providers
     Import(import::Options),
     /// Ask whether addresses may be written to: a line each with suppressed, clear or invalid
-    Check(client::Check),
+    Check(check::Options),
     /// Show the first entries of the list, or of a part of it
     List(list::List),
     /// Show how many entries there are, by type and reason
@@ -85,7 +89,7 @@ pub fn main() -> ExitCode {
         outcome
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             let text = format!("{error:#}");
             eprintln!("dnc: {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
@@ -94,7 +98,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> anyhow::Result<()> {
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(options) => dev::run(options).await,
         Command::Serve(options) => serve::serve(options).await,
@@ -106,10 +110,11 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Imports(command) => logs::imports(command).await,
         Command::Deletions(command) => logs::deletions(command).await,
         Command::Import(options) => import::run(options).await,
-        Command::Check(options) => client::check(options).await,
+        Command::Check(options) => return check::run(options).await,
         Command::List(options) => list::list(options).await,
         Command::Summary(options) => list::summary(options).await,
         Command::Export(options) => client::export(options).await,
         Command::Remove(options) => client::remove(options).await,
     }
+    .map(|()| ExitCode::SUCCESS)
 }

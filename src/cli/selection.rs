@@ -31,7 +31,7 @@ impl Selection {
     /// The filter of a call.
     pub(super) fn filter(&self) -> EntryFilter {
         EntryFilter {
-            r#type: self.entry_type.map(TypeName::number).unwrap_or_default(),
+            r#type: self.entry_type.map(|name| name.kind().number()).unwrap_or_default(),
             reason: self.reason.clone().unwrap_or_default(),
             search: self.search.clone().unwrap_or_default(),
             create_time_from: self.created_from,

@@ -12,7 +12,6 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::{admin, link};
 use crate::{
     config::{DatabaseUrl, HttpOptions, ServerOptions},
-    gateway::Upstream,
     server::{self, Bound, Ended},
     store::Store,
 };
@@ -75,7 +74,7 @@ pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
 pub(super) async fn gateway(options: GatewayOptions) -> anyhow::Result<()> {
     let signals = Signals::listen()?;
     let endpoint = endpoint("--upstream", &options.upstream, options.upstream_ca.as_deref())?;
-    let bound = Bound::gateway(Upstream::elsewhere(endpoint.clone()), &options.http).await?;
+    let bound = Bound::gateway(endpoint.clone(), &options.http).await?;
     tracing::info!(http = bound.http_url(), upstream = options.upstream, "serving");
     tokio::spawn(warn_unless_reachable(endpoint.connect_lazy(), options.upstream));
     signals.serve(bound).await

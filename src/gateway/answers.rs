@@ -1,10 +1,9 @@
 //! Answers of the service as JSON.
 
-use prost_types::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use time::{OffsetDateTime, macros::format_description};
 
+use crate::files::time::text as time_text;
 use crate::proto::{
     CheckEntriesResponse, DeleteEntriesResponse, Entry, EntryError, EntryType, ImportEntriesResponse, ListEntriesResponse,
     SummarizeEntriesResponse,
@@ -18,7 +17,7 @@ pub(super) struct Success<T> {
 }
 
 /// The `data` of an import's answer. As documented, failures are mentioned only if there are any.
-pub(super) fn import_answer(answer: ImportEntriesResponse) -> impl Serialize {
+pub(super) fn import_answer(answer: ImportEntriesResponse, excluded: u64) -> impl Serialize {
     #[derive(Serialize)]
     struct Imported {
         imported: u64,
@@ -26,11 +25,11 @@ pub(super) fn import_answer(answer: ImportEntriesResponse) -> impl Serialize {
         #[serde(flatten)]
         failures: Failures,
     }
-    Imported { imported: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors) }
+    Imported { imported: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors, excluded) }
 }
 
 /// The `data` of the answer when entries are added.
-pub(super) fn add_answer(answer: ImportEntriesResponse) -> impl Serialize {
+pub(super) fn add_answer(answer: ImportEntriesResponse, excluded: u64) -> impl Serialize {
     #[derive(Serialize)]
     struct Added {
         added: u64,
@@ -38,20 +37,24 @@ pub(super) fn add_answer(answer: ImportEntriesResponse) -> impl Serialize {
         #[serde(flatten)]
         failures: Failures,
     }
-    Added { added: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors) }
+    Added { added: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors, excluded) }
 }
 
 #[derive(Serialize)]
 struct Failures {
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<u64>,
+    /// Rows of a file that name people who may be written to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    excluded: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<JsonError>,
 }
 
 impl Failures {
-    fn of(failed: u64, errors: Vec<EntryError>) -> Self {
-        Self { failed: (failed > 0).then_some(failed), errors: errors.into_iter().map(JsonError::from).collect() }
+    fn of(failed: u64, errors: Vec<EntryError>, excluded: u64) -> Self {
+        let some = |count: u64| (count > 0).then_some(count);
+        Self { failed: some(failed), excluded: some(excluded), errors: errors.into_iter().map(JsonError::from).collect() }
     }
 }
 
@@ -115,13 +118,6 @@ pub(super) fn type_name(entry_type: EntryType) -> &'static str {
         EntryType::Unspecified | EntryType::Email => "email",
         EntryType::Domain => "domain",
     }
-}
-
-/// RFC 3339 in UTC with milliseconds.
-pub(super) fn time_text(time: Timestamp) -> String {
-    let nanos = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
-    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z")).unwrap_or_default()
 }
 
 /// The whole body of a page.

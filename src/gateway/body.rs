@@ -1,4 +1,5 @@
-//! The octets of a request's body, as they come: unpacked if the caller packed them, and never waited for without end.
+//! The bytes of a request's body, as they come: decompressed if the caller compressed them, and never waited for
+//! without end. How far a body may expand is said in the room `files`.
 
 use std::{
     io,
@@ -24,26 +25,15 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio_util::{bytes::BytesMut, io::StreamReader};
 
 use super::error::Problem;
-use crate::wire::budget::Permit;
+use crate::{
+    files::{EXPANSION_MAX, ZSTD_WINDOW_LOG_MAX, expands_too_much, is_window_too_large},
+    wire::budget::Permit,
+};
 
 /// How long a body may stand still.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The encodings of content that are understood, for `Accept-Encoding`.
-pub(super) const ENCODINGS: &str = "gzip, zstd";
-
-/// Unpacked octets that come out of one packed octet at most, once more than [`EXPANSION_FREE_BYTES`] have come out. Lists of addresses shrink to a
-/// tenth or so, and hardly ever to a hundredth; what grows more than this was made to keep a server busy.
-const EXPANSION_MAX: u64 = 250;
-const EXPANSION_FREE_BYTES: u64 = 16 << 20;
-
-/// The largest window of a zstd frame, as a power of two: 8 MiB, which RFC 9659 sets for this content encoding. The decoder keeps as much in memory.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
-
-/// What zstd says of a frame whose window is larger. The crate keeps the error's number to itself.
-const WINDOW: &str = "Frame requires too much memory for decoding";
-
-/// Octets that are unpacked in one go: so many that go into a decoder, and so many that come out of it.
+/// Bytes that are decompressed in one go: so many that go into a decoder, and so many that come out of it.
 const PIECE_BYTES: usize = 16 << 10;
 const READ_BYTES: usize = 64 << 10;
 
@@ -81,7 +71,7 @@ impl Encoding {
 }
 
 /// A body on its way in.
-pub(super) enum Octets {
+pub(super) enum ContentBody {
     /// As it comes.
     Plain(Body),
     /// Through a decoder.
@@ -97,7 +87,7 @@ pub(super) struct Unpacking {
     _window: Option<Permit>,
 }
 
-impl Octets {
+impl ContentBody {
     /// The body, unpacked.
     pub(super) fn new(encoding: Encoding, body: Body, window: Option<Permit>) -> Self {
         if encoding == Encoding::Plain {
@@ -105,10 +95,10 @@ impl Octets {
         }
         let bytes_in = Arc::new(AtomicU64::new(0));
         let counter = bytes_in.clone();
-        let octets = TryStreamExt::map_err(body.into_data_stream(), |_| io::Error::from(BROKEN));
+        let chunks = TryStreamExt::map_err(body.into_data_stream(), |_| io::Error::from(BROKEN));
         // What unpacks to nothing (thousands of empty frames, say) is worked through piece by piece, too, with room for others between.
         let pieces =
-            octets.map_ok(|chunk| stream::iter(pieces(chunk).map(Ok::<_, io::Error>))).try_flatten().and_then(move |piece| {
+            chunks.map_ok(|chunk| stream::iter(pieces(chunk).map(Ok::<_, io::Error>))).try_flatten().and_then(move |piece| {
                 counter.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 tokio::task::yield_now().map(|()| Ok(piece))
             });
@@ -127,7 +117,7 @@ impl Octets {
         Self::Packed(Unpacking { decoder, bytes_in, bytes_out: 0, _window: window })
     }
 
-    /// The next octets; none at the end. Loses nothing when it is given up half-way.
+    /// The next bytes; none at the end. Loses nothing when it is given up half-way.
     ///
     /// # Errors
     /// 408 when the body stands still, 400 when it breaks off or is not what its encoding says, 413 when it unpacks to far more than it is.
@@ -170,12 +160,11 @@ impl Unpacking {
         let mut bytes = BytesMut::with_capacity(READ_BYTES);
         let count = self.decoder.read_buf(&mut bytes).await.map_err(|error| match error.kind() {
             BROKEN => Problem::broken_body(),
-            _ if error.to_string() == WINDOW => Problem::window(),
+            _ if is_window_too_large(&error) => Problem::window(),
             _ => Problem::not_unpacked(),
         })?;
         self.bytes_out += count as u64;
-        let bytes_out_max = EXPANSION_FREE_BYTES.max(EXPANSION_MAX * self.bytes_in.load(Ordering::Relaxed));
-        if self.bytes_out > bytes_out_max {
+        if expands_too_much(self.bytes_in.load(Ordering::Relaxed), self.bytes_out) {
             return Err(Problem::expands_too_much(EXPANSION_MAX));
         }
         Ok((count > 0).then(|| bytes.freeze()))

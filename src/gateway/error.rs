@@ -11,8 +11,11 @@ use serde_json::{Map, Value, json};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt;
 
-use super::{body::ENCODINGS, pass_back};
+use super::pass_back;
 use crate::{telemetry, wire::budget::Exhausted};
+
+/// The content encodings that are understood, for `Accept-Encoding`.
+const ENCODINGS: &str = "gzip, zstd";
 
 /// Who made a status, as its details say.
 const DOMAIN: &str = "dnc";
@@ -125,7 +128,7 @@ impl Problem {
     pub(super) fn media_type() -> Self {
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "Send the body as Content-Type: application/json; an import also takes application/x-ndjson and text/csv.",
+            "Send the body as Content-Type: application/json; imports and checks also take application/x-ndjson and text/csv.",
         )
     }
 
@@ -153,7 +156,7 @@ impl Problem {
     pub(super) fn expands_too_much(times_max: u64) -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("The body unpacks to more than {times_max} times its size. Send it as it is, without a Content-Encoding."),
+            format!("The body decompresses to more than {times_max} times its size. Send it as it is, without a Content-Encoding."),
         )
     }
 

@@ -8,7 +8,7 @@ mod answers;
 mod body;
 mod discard;
 mod error;
-mod formats;
+mod files;
 mod query;
 mod requests;
 mod upstream;
@@ -17,7 +17,10 @@ mod whole;
 use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -43,8 +46,6 @@ use tonic_prost::ProstCodec;
 use tracing::Instrument;
 
 pub use self::error::unreadable;
-pub use self::formats::{Format, as_meant, harmless};
-pub use self::requests::type_number;
 pub use self::upstream::{UPSTREAM_CALLS_MAX, UPSTREAM_CONNECTIONS_MAX, Upstream};
 use self::{
     error::Problem,
@@ -52,6 +53,7 @@ use self::{
     whole::{Bodies, Held},
 };
 use crate::{
+    files::Format,
     proto::{ExportEntriesRequest, ImportEntriesResponse, SummarizeEntriesRequest},
     telemetry,
     wire::{budget::Budget, running::Running},
@@ -105,13 +107,14 @@ impl Gateway {
         Ok((metadata, answer))
     }
 
-    /// Calls a method that answers with a stream, likewise.
+    /// Calls a method that answers with a stream, likewise. What goes wrong with its messages after the answer has begun is found in
+    /// the fault.
     async fn call_for_stream<Q, A>(
         &self,
         method: &'static str,
         headers: &HeaderMap,
         messages: impl Stream<Item = Result<Q, Problem>> + Send + 'static,
-    ) -> Result<Answer<Streaming<A>>, Problem>
+    ) -> Result<(MetadataMap, Streaming<A>, Fault), Problem>
     where
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
@@ -121,7 +124,7 @@ impl Gateway {
         let mut grpc = self.grpc().await?;
         let answer = unless_silent(method, &asked, grpc.streaming(request, PathAndQuery::from_static(method), codec)).await?;
         let (metadata, answer, _) = reconcile(answer, &fault)?.into_parts();
-        Ok((metadata, answer))
+        Ok((metadata, answer, fault))
     }
 
     /// The bare client, since the generated one takes the message of a unary call before the caller was let in. The two look the same on the wire.
@@ -229,8 +232,8 @@ async fn import_entries(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (metadata, answer) = gateway.import(query, &headers, body, "").await?;
-    Ok(pass_back(&metadata, ok(answers::import_answer(answer))))
+    let (metadata, answer, excluded) = gateway.import(query, &headers, body, "").await?;
+    Ok(pass_back(&metadata, ok(answers::import_answer(answer, excluded))))
 }
 
 async fn add_entries(
@@ -239,8 +242,8 @@ async fn add_entries(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (metadata, answer) = gateway.import(query, &headers, body, "manual").await?;
-    Ok(pass_back(&metadata, ok(answers::add_answer(answer))))
+    let (metadata, answer, excluded) = gateway.import(query, &headers, body, "manual").await?;
+    Ok(pass_back(&metadata, ok(answers::add_answer(answer, excluded))))
 }
 
 async fn list_entries(
@@ -276,6 +279,9 @@ async fn check_entries(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    if let Ok(MediaType::File(format)) = MediaType::of(&headers) {
+        return gateway.check_file(query, &headers, body, format).await;
+    }
     let held = Held::default();
     let decoding = gateway.bodies.decode(&headers, body, &held, requests::check_request);
     let request = once(async move {
@@ -302,7 +308,8 @@ async fn export_entries(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let parsed = Query::parse(query.as_deref(), &query::EXPORT).and_then(|query| Ok((Format::of_query(&query)?, query.filter()?)));
+    let parsed =
+        Query::parse(query.as_deref(), &query::EXPORT).and_then(|query| Ok((files::format_of_query(&query)?, query.filter()?)));
     let (format, filter) = match parsed {
         Ok(parsed) => parsed,
         Err(problem) => {
@@ -313,8 +320,8 @@ async fn export_entries(
         }
     };
     let request = once(async move { Ok(ExportEntriesRequest { filter: Some(filter) }) });
-    let (metadata, entries) = gateway.call_for_stream("/dnc.v1.DncService/ExportEntries", &headers, request).await?;
-    Ok(pass_back(&metadata, formats::file(format, entries)))
+    let (metadata, entries, _) = gateway.call_for_stream("/dnc.v1.DncService/ExportEntries", &headers, request).await?;
+    Ok(pass_back(&metadata, files::export(format, entries)))
 }
 
 async fn summarize_entries(
@@ -337,16 +344,16 @@ impl Gateway {
         headers: &HeaderMap,
         body: Body,
         default_reason: &'static str,
-    ) -> Result<Answer<ImportEntriesResponse>, Problem> {
+    ) -> Result<(MetadataMap, ImportEntriesResponse, u64), Problem> {
         let request_id = headers.get("idempotency-key").cloned();
-        let faults = formats::Faults::default();
+        let excluded = Arc::new(AtomicU64::new(0));
         let held = Held::default();
-        let (received, bodies, kept, holding) = (headers.clone(), self.bodies.clone(), faults.clone(), held.clone());
+        let (received, bodies, counted, holding) = (headers.clone(), self.bodies.clone(), excluded.clone(), held.clone());
         let messages = once(async move {
             let options = requests::import_options(query.as_deref(), request_id, default_reason)?;
             Ok(match MediaType::of(&received)? {
                 MediaType::File(format) => {
-                    formats::messages(format, bodies.file(&received, body, &holding).await?, options, kept).boxed()
+                    files::import_messages(format, bodies.file(&received, body, &holding).await?, options, counted).boxed()
                 }
                 MediaType::Json => {
                     let entries = bodies.decode(&received, body, &holding, requests::import_entries).await?;
@@ -355,20 +362,33 @@ impl Gateway {
             })
         });
         let messages = Resumable::new(messages.try_flatten());
-        let (metadata, mut answer): Answer<ImportEntriesResponse> =
+        let (metadata, answer): Answer<ImportEntriesResponse> =
             self.call("/dnc.v1.DncService/ImportEntries", headers, messages.clone()).await?;
-        // A repeat is answered before its body is read. Reading on finds the causes of its bad lines again, and spares the caller a
+        // A repeat is answered before its body is read. Reading on counts those who were excluded again, and spares the caller a
         // connection that closes while it still writes.
         if let Some(rest) = messages.take_over() {
             let _ = rest.try_for_each(|_| std::future::ready(Ok(()))).await;
         }
-        // What went to the service in place of a bad line was refused for being empty; the caller is told why it was.
-        for (index, cause) in faults.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            if let Ok(place) = answer.errors.binary_search_by_key(&index, |error| error.index) {
-                answer.errors[place].message = format!("The line {cause}.");
-            }
-        }
-        Ok((metadata, answer))
+        Ok((metadata, answer, excluded.load(Ordering::Relaxed)))
+    }
+
+    /// Asks about a mailing list, and answers it row by row as it comes.
+    async fn check_file(
+        &self,
+        query: Option<String>,
+        headers: &HeaderMap,
+        body: Body,
+        format: Format,
+    ) -> Result<Response, Problem> {
+        let held = Held::default();
+        let (received, bodies, holding) = (headers.clone(), self.bodies.clone(), held.clone());
+        let parts = once(async move {
+            Query::parse(query.as_deref(), &[])?;
+            Ok(files::check_parts(format, bodies.file(&received, body, &holding).await?))
+        });
+        let (requests, waiting) = files::check_requests(parts.try_flatten());
+        let (metadata, answers, fault) = self.call_for_stream("/dnc.v1.DncService/ScrubEntries", headers, requests).await?;
+        Ok(pass_back(&metadata, files::checked(format, answers, waiting, fault, held).await?))
     }
 }
 

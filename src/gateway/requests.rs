@@ -7,7 +7,6 @@
 use std::fmt;
 
 use axum::http::HeaderValue;
-use prost::Message;
 use serde::{
     Deserialize, Deserializer,
     de::{self, value::MapAccessDeserializer},
@@ -17,9 +16,12 @@ use super::{
     error::Problem,
     query::{Query, timestamp},
 };
-use crate::proto::{
-    CheckEntriesRequest, DeleteEntriesRequest, Entry, EntryFilter, EntryType, ImportEntriesRequest, ImportOptions,
-    ListEntriesRequest,
+use crate::{
+    files::{Pack, Packer, time},
+    proto::{
+        CheckEntriesRequest, DeleteEntriesRequest, Entry, EntryFilter, EntryType, ImportEntriesRequest, ImportOptions,
+        ListEntriesRequest,
+    },
 };
 
 /// The public reference's limit of one JSON import.
@@ -166,45 +168,32 @@ fn wrong_count(place: &str, got: &str) -> Problem {
     Problem::invalid(place, &format!("expected 1 to {ENTRIES_MAX} {members}, got {got}"))
 }
 
-/// The entries of `{"entries": [{"email", "type"?, "reason"?}]}`.
-pub(super) fn import_entries(bytes: &[u8]) -> Result<Vec<Entry>, Problem> {
+/// The entries of `{"entries": [{"email", "type"?, "reason"?, "unsubscribedAt"?}]}`.
+pub(super) fn import_entries(bytes: &[u8]) -> Result<Vec<Result<Entry, InvalidTime>>, Problem> {
     let ImportBody { entries: Limited(entries) } = parse(bytes)?;
     if entries.is_empty() {
         return Err(wrong_count("entries", "0"));
     }
-    Ok(entries.into_iter().map(|Object(entry)| entry.into()).collect())
+    Ok(entries.into_iter().map(|Object(entry)| entry.into_proto()).collect())
 }
 
-/// The entry on one line, or what is wrong with the line.
-pub(super) fn entry(line: &[u8]) -> Result<Entry, String> {
-    parse(line).map(|entry: JsonEntry| entry.into()).map_err(Problem::into_message)
-}
+/// An entry whose `unsubscribedAt` is no time.
+#[derive(Debug)]
+pub(super) struct InvalidTime;
 
 /// The messages of one import: as few as the service's limit on a message allows.
-pub(super) fn import_requests(entries: Vec<Entry>, options: ImportOptions) -> Vec<ImportEntriesRequest> {
-    let mut requests = vec![ImportEntriesRequest { options: Some(options), ..ImportEntriesRequest::default() }];
-    let mut octets = 0;
-    // Almost always everything fits into one message, and then nothing is moved or measured again.
-    if entries.iter().map(entry_octets).sum::<usize>() <= MESSAGE_BYTES_MAX {
-        requests[0].entries = entries;
-        return requests;
-    }
+pub(super) fn import_requests(entries: Vec<Result<Entry, InvalidTime>>, options: ImportOptions) -> Vec<ImportEntriesRequest> {
+    let mut packer = Packer::new(Some(options), None, ENTRIES_MAX, MESSAGE_BYTES_MAX);
     for entry in entries {
-        octets += entry_octets(&entry);
-        if octets > MESSAGE_BYTES_MAX {
-            octets = entry_octets(&entry);
-            requests.push(ImportEntriesRequest::default());
-        }
-        if let Some(request) = requests.last_mut() {
-            request.entries.push(entry);
+        match entry {
+            Ok(entry) => packer.entry(entry),
+            Err(InvalidTime) => {
+                let message = "The time of the opt-out is none; write it as 2024-06-01T10:00:00Z.";
+                packer.invalid("unsubscribe_time", "INVALID_TIME", message);
+            }
         }
     }
-    requests
-}
-
-fn entry_octets(entry: &Entry) -> usize {
-    const TAG_AND_LENGTH: usize = 5;
-    entry.encoded_len() + TAG_AND_LENGTH
+    std::iter::from_fn(|| packer.flush()).collect()
 }
 
 #[derive(Deserialize)]
@@ -213,23 +202,28 @@ struct ImportBody {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct JsonEntry {
     email: Text,
     #[serde(default)]
     r#type: JsonEntryType,
     #[serde(default)]
     reason: Option<Text>,
+    #[serde(default)]
+    unsubscribed_at: Option<Text>,
 }
 
-impl From<JsonEntry> for Entry {
-    fn from(entry: JsonEntry) -> Self {
-        let JsonEntry { email, r#type, reason } = entry;
-        Self { email: email.0, r#type: r#type.0, reason: reason.unwrap_or_default().0, ..Self::default() }
+impl JsonEntry {
+    fn into_proto(self) -> Result<Entry, InvalidTime> {
+        let Self { email, r#type, reason, unsubscribed_at } = self;
+        let unsubscribe_time = unsubscribed_at.map(|Text(text)| time::rfc3339(&text).ok_or(InvalidTime)).transpose()?;
+        let reason = reason.unwrap_or_default().0;
+        Ok(Entry { email: email.0, r#type: r#type.0, reason, unsubscribe_time, ..Entry::default() })
     }
 }
 
 /// The number of an entry type's name; empty means that none was given.
-pub fn type_number(name: &str) -> i32 {
+fn type_number(name: &str) -> i32 {
     match name {
         "" => EntryType::Unspecified.into(),
         "email" => EntryType::Email.into(),
@@ -466,7 +460,6 @@ mod tests {
                 import_entries(bytes).err().map(Problem::into_message),
                 check_request(bytes).err().map(Problem::into_message),
                 delete_request(bytes).err().map(Problem::into_message),
-                entry(bytes).err(),
             ];
             for message in answers.into_iter().flatten() {
                 assert!(!message.contains('@') && !message.contains("secret"), "{message}");
@@ -621,12 +614,16 @@ mod tests {
                 import_entries(bytes).err().map(Problem::into_message),
                 check_request(bytes).err().map(Problem::into_message),
                 delete_request(bytes).err().map(Problem::into_message),
-                entry(bytes).err(),
             ];
             for fault in faults.into_iter().flatten() {
                 assert!(!fault.contains(SECRET), "{body}: {fault}");
             }
         }
+    }
+
+    fn entries(body: &[u8]) -> Vec<Entry> {
+        let entries = import_entries(body).expect("the shape is right");
+        entries.into_iter().map(|entry| entry.expect("a time")).collect()
     }
 
     #[test]
@@ -637,7 +634,7 @@ mod tests {
             br#""}]}"#,
         ]
         .concat();
-        let entries = import_entries(&body).expect("the shape is right");
+        let entries = entries(&body);
         assert!(entries[0].reason.contains('\0'));
         assert_eq!(entries[1].email, "\u{1f600}");
         assert!(entries[2].email.contains('\0'));
@@ -646,18 +643,22 @@ mod tests {
     #[test]
     fn unknown_fields_are_ignored_and_null_means_the_default() {
         let body = r#"{"x":1,"entries":[{"email":"a@b.de","type":null,"reason":null,"y":[]},{"email":"c.de","type":"domain"},{"email":"d","type":"Domain"}]}"#;
-        let entries = import_entries(body.as_bytes()).expect("valid");
+        let entries = entries(body.as_bytes());
         assert_eq!(entries.iter().map(|entry| entry.r#type).collect::<Vec<_>>(), [0, 2, UNKNOWN_TYPE]);
         assert_eq!(entries[0].reason, "");
     }
 
     #[test]
-    fn messages_stay_below_the_limit_and_keep_the_order() {
-        let entries: Vec<_> = (0..10_000).map(|i| Entry { email: format!("{i}{}", "x".repeat(800)), ..Entry::default() }).collect();
-        let requests = import_requests(entries.clone(), ImportOptions { validate_only: true, ..ImportOptions::default() });
-        assert!(requests.len() > 1);
-        assert!(requests.iter().all(|request| request.encoded_len() < 4 << 20));
-        assert_eq!(requests.iter().filter(|request| request.options.is_some()).count(), 1);
-        assert_eq!(requests.into_iter().flat_map(|request| request.entries).collect::<Vec<_>>(), entries);
+    fn a_time_that_is_none_fails_its_entry_where_it_stands() {
+        let body = r#"{"entries":[{"email":"a@b.de","unsubscribedAt":"2024-06-01T12:00:00+02:00"},{"email":"c@d.de","unsubscribedAt":"2024-06-01"},{"email":"e@f.de","unsubscribedAt":null}]}"#;
+        let requests = import_requests(import_entries(body.as_bytes()).expect("valid"), ImportOptions::default());
+        let [request] = requests.as_slice() else { panic!("one message") };
+        let times: Vec<_> = request.entries.iter().map(|entry| entry.unsubscribe_time.map(|time| time.seconds)).collect();
+        assert_eq!(times, [Some(1_717_236_000), None]);
+        let unreadable = &request.unreadable[0];
+        assert_eq!(
+            (unreadable.position, unreadable.field.as_str(), unreadable.code.as_str()),
+            (1, "unsubscribe_time", "INVALID_TIME")
+        );
     }
 }

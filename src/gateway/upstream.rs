@@ -1,8 +1,8 @@
 //! The gRPC server behind the gateway, however it is reached.
 //!
 //! Calls to a server elsewhere share connections, and calls on one connection share its flow-control window: what nobody reads of one call stops all others
-//! once the window is full. So a connection carries no more calls than have room in its window side by side, and imports, which may wait long in the middle
-//! of their messages, have connections of their own.
+//! once the window is full. So a connection carries no more calls than have room in its window side by side, and imports and checks of whole
+//! lists, which may wait long in the middle of their messages, have connections of their own.
 //!
 //! A call is refused before the body of its HTTP request is read, here as with a service in this process. HTTP/2 does not say when a server
 //! wants the messages of a call. So the head of the answer is asked for as soon as the caller was let in, and no message is made before it comes.
@@ -181,7 +181,8 @@ impl Service<Request<Body>> for Upstream {
                 Box::pin(async move { answer.await.map_err(|never| match never {}) })
             }
             Self::Elsewhere(Elsewhere { imports, others }) => {
-                let lane = if request.uri().path().ends_with("/ImportEntries") { imports } else { others };
+                let path = request.uri().path();
+                let lane = if path.ends_with("/ImportEntries") || path.ends_with("/ScrubEntries") { imports } else { others };
                 Box::pin(lane.clone().call(request))
             }
         }

@@ -20,7 +20,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{
     MediaType,
-    body::{Encoding, Octets},
+    body::{ContentBody, Encoding},
     error::Problem,
 };
 use crate::wire::budget::{Budget, Permit};
@@ -137,14 +137,14 @@ impl Bodies {
     ///
     /// # Errors
     /// 415 when its encoding is none of those understood, 503 when too much is in work, or too many are unpacked already.
-    pub(super) async fn file(&self, headers: &HeaderMap, body: Body, held: &Held) -> Result<Octets, Problem> {
+    pub(super) async fn file(&self, headers: &HeaderMap, body: Body, held: &Held) -> Result<ContentBody, Problem> {
         let encoding = Encoding::of(headers)?;
         held.keep(Some(self.work.acquire(self.caller(headers), FILE_BYTES).await?));
         let window = match encoding {
             Encoding::Zstd => Some(self.windows.acquire(self.caller(headers), WINDOW_BYTES).await?),
             Encoding::Plain | Encoding::Gzip => None,
         };
-        Ok(Octets::new(encoding, body, window))
+        Ok(ContentBody::new(encoding, body, window))
     }
 
     /// The packed or plain bytes as they come, and what they hold of the budget for them.
@@ -162,9 +162,9 @@ impl Bodies {
             permit = Some(self.arriving.acquire(caller, room).await?);
         }
         let mut bytes = Vec::with_capacity(room);
-        let mut octets = Octets::new(Encoding::Plain, body, None);
+        let mut body = ContentBody::new(Encoding::Plain, body, None);
         let reading = async {
-            while let Some(chunk) = timeout(IDLE_TIMEOUT, octets.next()).await.map_err(|_| Problem::timed_out())?? {
+            while let Some(chunk) = timeout(IDLE_TIMEOUT, body.next()).await.map_err(|_| Problem::timed_out())?? {
                 let size = bytes.len() + chunk.len();
                 if size > self.bytes_max {
                     return Err(Problem::too_large(self.bytes_max));
@@ -187,9 +187,9 @@ impl Bodies {
 
     /// Hands over what is in a packed body, as far as a body may go and no further, and says how much it is.
     async fn unpack(&self, encoding: Encoding, packed: Bytes, mut take: impl FnMut(&[u8])) -> Result<usize, Problem> {
-        let mut octets = Octets::new(encoding, Body::from(packed), None);
+        let mut body = ContentBody::new(encoding, Body::from(packed), None);
         let mut size = 0;
-        while let Some(chunk) = octets.next().await? {
+        while let Some(chunk) = body.next().await? {
             size += chunk.len();
             if size > self.bytes_max {
                 return Err(Problem::too_large(self.bytes_max));

@@ -21,7 +21,7 @@ use axum::{
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
+use tonic::{service::Routes, transport::Endpoint};
 
 use self::{
     connections::Connections,
@@ -123,14 +123,15 @@ impl Bound {
         Ok(Self { http, grpc: Some(grpc), draining, calls, drain_timeout: Duration::from_secs(options.http.drain_timeout_secs) })
     }
 
-    /// Binds the HTTP side alone, in front of a service elsewhere.
+    /// Binds the HTTP side alone, in front of the service at `upstream`.
     ///
     /// # Errors
     /// When the address is taken, or TLS is set up wrongly.
-    pub async fn gateway(upstream: Upstream, options: &HttpOptions) -> anyhow::Result<Self> {
+    pub async fn gateway(upstream: Endpoint, options: &HttpOptions) -> anyhow::Result<Self> {
         let draining = CancellationToken::new();
         let calls = TaskTracker::new();
         let budget = Budget::new(options.work_bytes_max);
+        let upstream = Upstream::elsewhere(upstream);
         let router = gateway::router(upstream, options.json_body_bytes_max, budget, calls.clone(), draining.clone());
         let places = places(options, 1, gateway::UPSTREAM_CONNECTIONS_MAX as u64);
         let tls = tls_files(&options.tls)?;

@@ -418,12 +418,15 @@ async fn people_check_export_and_remove() {
     server.import(vec![crate::address_book::request(vec![crate::address_book::domain("b.com")])]).await.unwrap();
     let client = |args: &[&str]| run(dnc(args).env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key));
     let checked = client(&["check", "x@mail.b.com", "free@example.com", "bad"]);
-    let lines = stdout(&checked);
+    assert_eq!(checked.status.code(), Some(3), "some are suppressed");
+    assert_eq!(client(&["check", "free@example.com"]).status.code(), Some(0), "all are clear");
+    assert_eq!(client(&["check", "bad"]).status.code(), Some(3), "nobody can say that it may be written to");
+    let lines = String::from_utf8(checked.stdout).unwrap();
     let lines: Vec<_> = lines.lines().collect();
     assert_eq!(lines[0], "x@mail.b.com\tsuppressed\tb.com\timport");
     assert_eq!(lines[1], "free@example.com\tclear\t\t");
     assert!(lines[2].starts_with("bad\tinvalid\tINVALID_EMAIL\t"));
-    assert!(stdout(&client(&["export"])).starts_with("email,type,reason,createdAt,addedBy\r\nb.com,domain,import,"));
+    assert!(stdout(&client(&["export"])).starts_with("email,type,reason,unsubscribedAt,createdAt,addedBy\r\nb.com,domain,import,"));
     assert!(stdout(&client(&["export", "--format", "ndjson", "--type", "email"])).is_empty());
     assert_eq!(stdout(&client(&["remove", "--dry-run", "b.com"])), "1");
     assert_eq!(stdout(&client(&["remove", "B.com", "unknown@example.com"])), "1");
@@ -457,11 +460,11 @@ async fn people_import_files_and_get_back_what_was_refused() {
 
     let shown = stdout(&dnc(&["import", "--dry-run", "list.csv", "ses.json"]));
     let lines: Vec<&str> = shown.lines().collect();
-    assert_eq!(lines[0], "row\taddress\ttype\treason\trefused");
-    assert_eq!(lines[1], "list.csv:2\ta@example.com\temail\tbounce\t");
-    assert!(lines[2].starts_with("list.csv:3\tbad\temail\timport\tThe e-mail address has no @"));
-    assert_eq!(lines[4], "list.csv:6\tb.com\tdomain\tmanual\t");
-    assert!(shown.contains("ses.json:1\tc@example.com\temail\tcomplaint\t\n"));
+    assert_eq!(lines[0], "row\taddress\ttype\treason\tunsubscribed\trejected");
+    assert_eq!(lines[1], "list.csv:2\ta@example.com\temail\tbounce\t\t");
+    assert!(lines[2].starts_with("list.csv:3\tbad\temail\timport\t\tThe e-mail address has no @"));
+    assert_eq!(lines[4], "list.csv:6\tb.com\tdomain\tmanual\t\t");
+    assert!(shown.contains("ses.json:1\tc@example.com\temail\tcomplaint\t1970-01-01T00:00:01.000Z\t\n"));
     assert_eq!(server.count().await, 0);
 
     let output = dnc(&["import", "--rejects", "rejects.csv", "list.csv", "ses.json", "many.txt"]);
@@ -489,20 +492,22 @@ async fn people_import_files_and_get_back_what_was_refused() {
     let rejects = fs::read_to_string(dir.path().join("rejects.csv")).unwrap();
     assert_eq!(rejects.lines().count(), 1 + 15_003);
     assert!(rejects.starts_with(
-        "email,type,reason,file,line,code,cause\nbad,email,import,list.csv,3,INVALID_EMAIL,The e-mail address has no @"
+        "email,type,reason,unsubscribedAt,file,line,code,cause\nbad,email,import,,list.csv,3,INVALID_EMAIL,The e-mail address has no @"
     ));
-    assert!(rejects.contains("x@y.de,person,import,list.csv,8,INVALID_TYPE,"));
-    assert!(rejects.ends_with('\n') && rejects.contains("\nm29999,email,import,many.txt,30000,INVALID_EMAIL,"));
+    assert!(rejects.contains("x@y.de,person,import,,list.csv,8,INVALID_TYPE,"));
+    assert!(rejects.ends_with('\n') && rejects.contains("\nm29999,email,import,,many.txt,30000,INVALID_EMAIL,"));
     // Mended, the file of rejects is a file to import.
-    write("mended.csv", &rejects.replace("\nm", "\nm@m").replace(",email,import,many", ".example.org,email,import,many"));
+    write("mended.csv", &rejects.replace("\nm", "\nm@m").replace(",email,import,,many", ".example.org,email,import,,many"));
     assert!(stdout(&dnc(&["import", "mended.csv"])).contains("15,000"));
     let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM imports").fetch_one(&mut server.connection().await).await.unwrap();
     assert_eq!(runs, 4, "one import a file");
 
     write("ask.txt", "A@example.com\nx@sub.b.com\nfree@example.org\n");
-    let asked = stdout(&dnc(&["check", "--file", "ask.txt", "c@example.com"]));
+    let asked = dnc(&["check", "--file", "ask.txt", "c@example.com"]);
+    assert_eq!(asked.status.code(), Some(3));
+    let asked = String::from_utf8(asked.stdout).unwrap();
     let verdicts: Vec<_> = asked.lines().map(|line| line.split('\t').nth(1).unwrap()).collect();
-    assert_eq!(verdicts, ["suppressed", "suppressed", "suppressed", "clear"]);
+    assert_eq!(verdicts, ["suppressed", "suppressed", "suppressed", "clear"], "those that are named come first");
     assert_eq!(stdout(&dnc(&["remove", "--file", "many.txt", "--file", "ask.txt"])), "15001");
 
     for (args, expected) in [

@@ -1,6 +1,6 @@
 //! The HTTP side: the documented import as documented, and every way in which a request can be wrong.
 
-use dnc::{gateway::Upstream, server::Bound};
+use dnc::server::Bound;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
@@ -266,7 +266,7 @@ async fn without_its_database_the_service_says_so_and_recovers() {
 async fn a_gateway_alone_serves_a_service_elsewhere() {
     let server = TestServer::start().await;
     let channel = tonic::transport::Endpoint::from_shared(server.grpc_url.clone()).unwrap();
-    let bound = Bound::gateway(Upstream::elsewhere(channel), &options(&[]).http).await.unwrap();
+    let bound = Bound::gateway(channel, &options(&[]).http).await.unwrap();
     let url = bound.http_url();
     let stop = CancellationToken::new();
     tokio::spawn(bound.run(stop.clone().cancelled_owned(), std::future::pending()));

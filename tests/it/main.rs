@@ -14,6 +14,7 @@ mod connections;
 mod crash;
 mod drain;
 mod faults;
+mod files;
 mod gateway;
 mod import;
 mod migrations;

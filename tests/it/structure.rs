@@ -42,11 +42,13 @@ fn uses(code: &str, room: &str) -> bool {
 fn imports_between_rooms_run_one_way() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let never = [
-        ("domain", &["store", "grpc", "gateway", "server", "cli", "proto", "wire", "postgres", "config", "telemetry"][..]),
-        ("wire", &["domain", "store", "grpc", "gateway", "server", "cli", "postgres", "config", "telemetry"]),
-        ("store", &["grpc", "gateway", "server", "cli", "proto", "wire", "postgres", "config"]),
-        ("grpc", &["gateway", "server", "cli", "postgres", "config"]),
+        ("domain", &["files", "store", "grpc", "gateway", "server", "cli", "proto", "wire", "postgres", "config", "telemetry"][..]),
+        ("wire", &["files", "domain", "store", "grpc", "gateway", "server", "cli", "postgres", "config", "telemetry"]),
+        ("store", &["files", "grpc", "gateway", "server", "cli", "proto", "wire", "postgres", "config"]),
+        ("files", &["store", "grpc", "gateway", "server", "cli", "postgres", "config", "telemetry"]),
+        ("grpc", &["files", "gateway", "server", "cli", "postgres", "config"]),
         ("gateway", &["domain", "store", "grpc", "server", "cli", "postgres", "config"]),
+        ("cli", &["gateway", "grpc"]),
     ];
     for (room, forbidden) in never {
         for (path, code) in sources(&src.join(room)) {
@@ -60,9 +62,19 @@ fn imports_between_rooms_run_one_way() {
         assert!(inside("store") || inside("postgres") || !code.contains("sqlx"), "{} speaks SQL", path.display());
         assert!(inside("gateway") || inside("server") || !code.contains("axum"), "{} speaks axum", path.display());
         assert!(inside("domain") || !code.contains("psl::"), "{} speaks of public suffixes", path.display());
+        for foreign in ["tonic", "clap", "tokio", "http::", "hyper"] {
+            assert!(!inside("files") || !code.contains(foreign), "{} speaks of {foreign}", path.display());
+        }
         for caller in ["server", "cli"] {
             let may = inside("cli") || inside("server") || path == src.join("lib.rs") || path == src.join("main.rs");
             assert!(may || !code.contains(&format!("crate::{caller}")), "{} uses {caller}", path.display());
         }
     }
+}
+
+#[test]
+fn what_reads_bodies_and_what_refuses_them_is_no_circle() {
+    let error = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gateway/error.rs");
+    let code = fs::read_to_string(error).unwrap();
+    assert!(!code.contains("body::{") && !code.contains("super::body"), "errors know nothing of bodies");
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dnc::{gateway::Upstream, server::Bound};
+use dnc::server::Bound;
 use futures_util::{StreamExt, stream};
 use sqlx::{Connection, Executor};
 use tokio::{
@@ -21,7 +21,7 @@ use crate::harness::{TestServer, database, http_client, options, until};
 
 /// The URL of a gateway in front of this server.
 async fn gateway_of(server: &TestServer) -> String {
-    let upstream = Upstream::elsewhere(Endpoint::from_shared(server.grpc_url.clone()).unwrap());
+    let upstream = Endpoint::from_shared(server.grpc_url.clone()).unwrap();
     let bound = Bound::gateway(upstream, &options(&[]).http).await.unwrap();
     let url = bound.http_url();
     tokio::spawn(bound.run(std::future::pending(), std::future::pending()));

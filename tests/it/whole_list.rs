@@ -347,7 +347,7 @@ async fn an_export_imported_elsewhere_is_the_same_list() {
         assert!(answer.headers()["content-type"].to_str().unwrap().starts_with(media_type));
         let file = answer.text().await.unwrap();
         if format == "csv" {
-            assert!(file.starts_with("email,type,reason,createdAt,addedBy\r\n"));
+            assert!(file.starts_with("email,type,reason,unsubscribedAt,createdAt,addedBy\r\n"));
             let starts_formula = |line: &str| line.trim_start_matches('"').starts_with(['=', '+', '-', '@', '\t']);
             assert!(!file.lines().any(starts_formula));
         }
@@ -405,18 +405,27 @@ async fn bad_lines_of_a_file_fail_alone_and_say_why() {
         let request = server.post_request().header("content-type", media_type).body(body);
         async move { request.send().await.unwrap() }
     };
-    let answer =
-        post("application/x-ndjson", "{\"email\":\"a@example.com\"}\n{\"email\":1}\n\nnonsense\n{\"email\":\"bad\"}\n".into())
-            .await;
+    let answer = post(
+        "application/x-ndjson",
+        "{\"email\":\"a@example.com\"}\n{\"email\":\"x@example.com\",\"type\":7}\n\nnonsense\n{\"email\":\"bad\"}\n".into(),
+    )
+    .await;
     let body: Value = answer.json().await.unwrap();
     assert_eq!((&body["data"]["imported"], &body["data"]["failed"]), (&json!(1), &json!(3)));
-    assert_eq!(body["data"]["errors"][0]["message"], "The line email: expected a string.");
-    assert_eq!(body["data"]["errors"][2]["index"], 3);
+    let errors = json!([
+        {"index": 1, "line": 2, "field": "type", "code": "INVALID_TYPE", "message": "The type is neither email nor domain."},
+        {"index": 2, "line": 4, "field": "", "code": "INVALID_LINE", "message": "The line is not valid JSON."},
+        body["data"]["errors"][2],
+    ]);
+    assert_eq!(body["data"]["errors"], errors);
+    assert_eq!((&body["data"]["errors"][2]["index"], &body["data"]["errors"][2]["line"]), (&json!(3), &json!(5)));
     let answer = post("text/csv", format!("EMAIL,reason\nb@example.com,bounce\n{},x\nbad,\n", "x".repeat(70_000))).await;
     let body: Value = answer.json().await.unwrap();
     assert_eq!((&body["data"]["imported"], &body["data"]["failed"]), (&json!(1), &json!(2)));
-    assert_eq!(body["data"]["errors"][0]["message"], "The line is longer than 64 KiB, or has more than 1,000 cells.");
-    let answer = post("text/csv", "address\na@example.com\n".into()).await;
+    let error = &body["data"]["errors"][0];
+    assert_eq!((&error["code"], &error["line"]), (&json!("LINE_TOO_LONG"), &json!(3)));
+    assert_eq!(error["message"], "The line is longer than 64 KiB, or has more than 1,000 cells.");
+    let answer = post("text/csv", "name,phone\nx,y\n".into()).await;
     assert_eq!(answer.status(), 400);
     assert!(answer.text().await.unwrap().contains("header"));
     let many: String = (0..30_000).map(|i| format!("{{\"email\":\"many{i}@example.com\"}}\n")).collect();

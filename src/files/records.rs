@@ -1,76 +1,69 @@
-//! CSV records (RFC 4180) and lines, out of octets that come in any pieces, in bounded memory. What
+//! CSV records (RFC 4180) and lines, out of bytes that come in any pieces, in bounded memory. What
 //! stands in them is the business of whoever reads them.
 
 use csv_core::ReadRecordResult;
 
+use super::Refused;
+
 /// The longest line, or CSV record.
-pub const RECORD_BYTES_MAX: usize = 64 << 10;
+pub(super) const RECORD_BYTES_MAX: usize = 64 << 10;
 
 /// The most cells of a CSV record.
 const CELLS_MAX: usize = 1_000;
 
-/// The byte order mark of UTF-8.
-const MARK: &[u8] = "\u{feff}".as_bytes();
-
 /// What is wrong with a record or line that does not fit.
-pub const TOO_LONG: &str = "is longer than 64 KiB, or has more than 1,000 cells";
+pub(super) const TOO_LONG: &str = "is longer than 64 KiB, or has more than 1,000 cells";
 
 /// One CSV record.
 #[derive(Clone, Copy, Debug)]
-pub struct Record<'a> {
+pub(super) struct Record<'a> {
     /// The line on which it begins, counted from 1.
-    pub line: u64,
+    pub(super) line: u64,
     /// True when it did not fit; it has no cells then.
-    pub is_too_long: bool,
-    octets: &'a [u8],
+    pub(super) is_too_long: bool,
+    bytes: &'a [u8],
     ends: &'a [usize],
 }
 
 impl<'a> Record<'a> {
+    /// How many cells it has.
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
     /// The cell in a column, counted from 0.
-    pub fn cell(&self, column: usize) -> Option<&'a [u8]> {
+    pub(super) fn cell(&self, column: usize) -> Option<&'a [u8]> {
         let start = if column == 0 { 0 } else { *self.ends.get(column - 1)? };
-        self.octets.get(start..*self.ends.get(column)?)
+        self.bytes.get(start..*self.ends.get(column)?)
     }
 
     /// All cells.
-    pub fn cells(&self) -> impl Iterator<Item = &'a [u8]> {
+    pub(super) fn cells(&self) -> impl Iterator<Item = &'a [u8]> {
         (0..self.ends.len()).map_while(|column| self.cell(column))
     }
 }
 
-/// A quoted cell was not closed: it took in the rest of the file, or far too much of it. The lines
-/// in it would be lost without being counted, so nothing after them is read.
-#[derive(Clone, Copy, Debug)]
-pub struct Unclosed {
-    /// The line on which its record begins.
-    pub line: u64,
-}
-
 /// Cuts CSV into records. Blank lines are none.
-pub struct Csv {
+pub(super) struct Csv {
     parser: csv_core::Reader,
-    octets: Vec<u8>,
+    bytes: Vec<u8>,
     ends: Vec<usize>,
-    octets_len: usize,
+    bytes_len: usize,
     ends_len: usize,
     is_too_long: bool,
     is_in_record: bool,
     quotes: Quotes,
     line: LineCount,
     first_line: u64,
-    /// How many bytes of a byte order mark the file begins with; none once it is known whether it
-    /// has one.
-    mark: Option<usize>,
 }
 
-/// The line that the next octet stands on, with line breaks of every kind.
+/// The line that the next byte stands on, with line breaks of every kind.
 struct LineCount {
     line: u64,
     is_after_cr: bool,
 }
 
-/// Whether the next octet stands in a quoted cell.
+/// Whether the next byte stands in a quoted cell.
 struct Quotes {
     delimiter: u8,
     is_open: bool,
@@ -84,12 +77,12 @@ impl Quotes {
         (self.is_open, self.may_open) = (false, true);
     }
 
-    fn add(&mut self, octets: &[u8]) {
-        if !self.is_open && !octets.contains(&b'"') {
-            self.may_open = octets.last().map_or(self.may_open, |last| *last == self.delimiter);
+    fn add(&mut self, bytes: &[u8]) {
+        if !self.is_open && !bytes.contains(&b'"') {
+            self.may_open = bytes.last().map_or(self.may_open, |last| *last == self.delimiter);
             return;
         }
-        for byte in octets {
+        for byte in bytes {
             let is_quote = *byte == b'"';
             let was_open = self.is_open;
             self.is_open = if was_open { !is_quote } else { is_quote && self.may_open };
@@ -99,12 +92,12 @@ impl Quotes {
 }
 
 impl LineCount {
-    fn add(&mut self, octets: &[u8]) {
-        if !self.is_after_cr && !octets.contains(&b'\r') {
-            self.line += octets.iter().filter(|byte| **byte == b'\n').count() as u64;
+    fn add(&mut self, bytes: &[u8]) {
+        if !self.is_after_cr && !bytes.contains(&b'\r') {
+            self.line += bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
             return;
         }
-        for byte in octets {
+        for byte in bytes {
             // CR, LF, or both together.
             self.line += u64::from(*byte == b'\r' || (*byte == b'\n' && !self.is_after_cr));
             self.is_after_cr = *byte == b'\r';
@@ -114,55 +107,32 @@ impl LineCount {
 
 impl Csv {
     /// For cells that are separated by `delimiter`.
-    pub fn new(delimiter: u8) -> Self {
+    pub(super) fn new(delimiter: u8) -> Self {
         let mut parser = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
-        // The parser cuts a byte order mark only if it comes in one piece. After this it cuts none.
+        // The parser would cut a byte order mark, if it comes in one piece. After this it cuts none.
         parser.read_record(b"\n", &mut [0], &mut [0]);
         Self {
             parser,
-            octets: vec![0; RECORD_BYTES_MAX],
+            bytes: vec![0; RECORD_BYTES_MAX],
             ends: vec![0; CELLS_MAX],
-            octets_len: 0,
+            bytes_len: 0,
             ends_len: 0,
             is_too_long: false,
             is_in_record: false,
             quotes: Quotes { delimiter, is_open: false, may_open: true },
             line: LineCount { line: 1, is_after_cr: false },
             first_line: 1,
-            mark: Some(0),
         }
     }
 
-    /// Reads on, and hands over each record that ends here. A byte order mark at the start of the
-    /// file belongs to none.
+    /// Reads on, and hands over each record that ends here.
     ///
     /// # Errors
     /// What `take` answers, or that a quoted cell is far too long.
-    pub fn push<E: From<Unclosed>>(
+    pub(super) fn push<E: From<Refused>>(
         &mut self,
         mut chunk: &[u8],
         mut take: impl FnMut(Record<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        while let Some(seen) = self.mark {
-            match chunk.split_first() {
-                None => return Ok(()),
-                Some((byte, rest)) if *byte == MARK[seen] => {
-                    self.mark = Some(seen + 1).filter(|seen| *seen < MARK.len());
-                    chunk = rest;
-                }
-                Some(_) => {
-                    self.mark = None;
-                    self.push_all(&MARK[..seen], &mut take)?;
-                }
-            }
-        }
-        self.push_all(chunk, &mut take)
-    }
-
-    fn push_all<E: From<Unclosed>>(
-        &mut self,
-        mut chunk: &[u8],
-        take: &mut impl FnMut(Record<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         loop {
             if !self.is_in_record {
@@ -174,7 +144,7 @@ impl Csv {
             if chunk.is_empty() {
                 return Ok(());
             }
-            chunk = self.read(chunk, take)?;
+            chunk = self.read(chunk, &mut take)?;
         }
     }
 
@@ -182,28 +152,27 @@ impl Csv {
     ///
     /// # Errors
     /// What `take` answers, or that a quoted cell is not closed.
-    pub fn finish<E: From<Unclosed>>(&mut self, mut take: impl FnMut(Record<'_>) -> Result<(), E>) -> Result<(), E> {
-        if let Some(seen) = self.mark.take() {
-            self.push_all(&MARK[..seen], &mut take)?;
+    pub(super) fn finish<E: From<Refused>>(&mut self, mut take: impl FnMut(Record<'_>) -> Result<(), E>) -> Result<(), E> {
+        if self.is_in_record && self.quotes.is_open {
+            return Err(Refused::Unclosed(self.first_line).into());
         }
         // No more input means the end to the parser; it may ask for room first.
         while self.is_in_record {
-            self.require_closed()?;
             self.read(&[], &mut take)?;
         }
         Ok(())
     }
 
-    fn read<'c, E: From<Unclosed>>(
+    fn read<'c, E: From<Refused>>(
         &mut self,
         chunk: &'c [u8],
         take: &mut impl FnMut(Record<'_>) -> Result<(), E>,
     ) -> Result<&'c [u8], E> {
-        let (octets, ends) = (&mut self.octets[self.octets_len..], &mut self.ends[self.ends_len..]);
-        let (result, taken, written, ended) = self.parser.read_record(chunk, octets, ends);
+        let (bytes, ends) = (&mut self.bytes[self.bytes_len..], &mut self.ends[self.ends_len..]);
+        let (result, taken, written, ended) = self.parser.read_record(chunk, bytes, ends);
         self.line.add(&chunk[..taken]);
         self.quotes.add(&chunk[..taken]);
-        self.octets_len += written;
+        self.bytes_len += written;
         self.ends_len += ended;
         self.is_in_record = true;
         match result {
@@ -211,7 +180,7 @@ impl Csv {
             ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull => {
                 self.require_closed()?;
                 self.is_too_long = true;
-                (self.octets_len, self.ends_len) = (0, 0);
+                (self.bytes_len, self.ends_len) = (0, 0);
             }
             ReadRecordResult::Record => {
                 let is_too_long = std::mem::take(&mut self.is_too_long);
@@ -219,11 +188,11 @@ impl Csv {
                 let record = Record {
                     line: self.first_line,
                     is_too_long,
-                    octets: &self.octets[..self.octets_len],
+                    bytes: &self.bytes[..self.bytes_len],
                     ends: &self.ends[..ends_len],
                 };
                 take(record)?;
-                (self.octets_len, self.ends_len, self.is_in_record) = (0, 0, false);
+                (self.bytes_len, self.ends_len, self.is_in_record) = (0, 0, false);
                 self.quotes.begin();
             }
             ReadRecordResult::End => self.is_in_record = false,
@@ -231,16 +200,18 @@ impl Csv {
         Ok(&chunk[taken..])
     }
 
-    fn require_closed(&self) -> Result<(), Unclosed> {
-        // A cell that took in no other line is told as it is.
-        let has_line_break = self.octets[..self.octets_len].iter().any(|byte| matches!(byte, b'\r' | b'\n'));
-        if self.quotes.is_open && has_line_break { Err(Unclosed { line: self.first_line }) } else { Ok(()) }
+    /// A quoted cell that is not closed took in the rest of the file, or far too much of it. The lines
+    /// in it would be lost without being counted, so nothing after them is read.
+    fn require_closed(&self) -> Result<(), Refused> {
+        // A cell that took in no other line is reported as it is: too long.
+        let has_line_break = self.bytes[..self.bytes_len].iter().any(|byte| matches!(byte, b'\r' | b'\n'));
+        if self.quotes.is_open && has_line_break { Err(Refused::Unclosed(self.first_line)) } else { Ok(()) }
     }
 }
 
-/// Cuts octets into lines.
+/// Cuts bytes into lines.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub(super) struct Lines {
     /// The start of a line whose end has not come yet.
     begun: Vec<u8>,
     is_too_long: bool,
@@ -249,11 +220,11 @@ pub struct Lines {
 
 impl Lines {
     /// Reads on, and hands over each line that ends here: its number, counted from 1, and its
-    /// octets without the line break, or none when it is longer than [`RECORD_BYTES_MAX`].
+    /// bytes without the line break, or none when it is longer than [`RECORD_BYTES_MAX`].
     ///
     /// # Errors
     /// What `take` answers.
-    pub fn push<E>(&mut self, chunk: &[u8], mut take: impl FnMut(u64, Option<&[u8]>) -> Result<(), E>) -> Result<(), E> {
+    pub(super) fn push<E>(&mut self, chunk: &[u8], mut take: impl FnMut(u64, Option<&[u8]>) -> Result<(), E>) -> Result<(), E> {
         let mut parts = chunk.split(|&byte| byte == b'\n').peekable();
         while let Some(part) = parts.next() {
             let ends_here = parts.peek().is_some();
@@ -281,7 +252,7 @@ impl Lines {
     ///
     /// # Errors
     /// What `take` answers.
-    pub fn finish<E>(&mut self, take: impl FnMut(u64, Option<&[u8]>) -> Result<(), E>) -> Result<(), E> {
+    pub(super) fn finish<E>(&mut self, take: impl FnMut(u64, Option<&[u8]>) -> Result<(), E>) -> Result<(), E> {
         if self.begun.is_empty() && !self.is_too_long { Ok(()) } else { self.push(b"\n", take) }
     }
 }
@@ -291,7 +262,7 @@ mod tests {
     use super::*;
     use crate::fuzz::{pieces, spelled};
 
-    fn records(text: &str, size: usize) -> Result<Vec<(u64, Vec<String>)>, Unclosed> {
+    fn records(text: &str, size: usize) -> Result<Vec<(u64, Vec<String>)>, Refused> {
         let mut csv = Csv::new(b',');
         let mut seen = Vec::new();
         let mut take = |record: Record<'_>| {
@@ -323,7 +294,7 @@ mod tests {
     /// The lines of a file in pieces of this size.
     fn lines(bytes: &[u8], size: usize) -> Vec<(u64, Option<Vec<u8>>)> {
         let (mut lines, mut seen) = (Lines::default(), Vec::new());
-        let mut take = |number, line: Option<&[u8]>| -> Result<(), Unclosed> {
+        let mut take = |number, line: Option<&[u8]>| -> Result<(), Refused> {
             seen.push((number, line.map(<[u8]>::to_vec)));
             Ok(())
         };
@@ -340,12 +311,12 @@ mod tests {
     /// The records of a file in pieces of this size, and the line of a quote that is not closed.
     fn csv_records(bytes: &[u8], size: usize) -> (Vec<AnyRecord>, Option<u64>) {
         let (mut csv, mut seen) = (Csv::new(b','), Vec::new());
-        let mut take = |record: Record<'_>| -> Result<(), Unclosed> {
+        let mut take = |record: Record<'_>| -> Result<(), Refused> {
             seen.push((record.line, record.is_too_long, record.cells().map(<[u8]>::to_vec).collect()));
             Ok(())
         };
         let pushed = bytes.chunks(size).try_for_each(|chunk| csv.push(chunk, &mut take));
-        let unclosed = pushed.and_then(|()| csv.finish(&mut take)).err().map(|unclosed| unclosed.line);
+        let unclosed = pushed.and_then(|()| csv.finish(&mut take)).err().and_then(|refused| refused.line());
         (seen, unclosed)
     }
 
@@ -374,22 +345,22 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_cut_in_any_pieces() {
+    fn a_byte_order_mark_is_text_like_any_other_here() {
         for size in [1, 2, 3, 100] {
-            assert_eq!(records("\u{feff}\"a\",b", size).expect("closed"), [(1, vec!["a".to_owned(), "b".to_owned()])]);
-            assert_eq!(records("\u{feff}", size).expect("closed"), []);
-            assert_eq!(records("\u{feff}\u{feff}a", size).expect("closed"), [(1, vec!["\u{feff}a".to_owned()])]);
-            assert_eq!(records("\n\u{feff}a", size).expect("closed"), [(2, vec!["\u{feff}a".to_owned()])]);
+            assert_eq!(records("\u{feff}a,b", size).expect("closed"), [(1, vec!["\u{feff}a".to_owned(), "b".to_owned()])]);
             assert_eq!(csv_records(b"\xef\xbb", size), (vec![(1, false, vec![b"\xef\xbb".to_vec()])], None));
         }
     }
 
     #[test]
-    fn a_quote_that_is_never_closed_is_told_with_its_line() {
+    fn a_quote_that_is_never_closed_is_reported_with_its_line() {
+        for size in [1, 2, 100] {
+            assert_eq!(records("a,b\n\"c", size).expect_err("not closed").line(), Some(2));
+        }
         for tail in ["", &"x,b\n".repeat(30_000)] {
             for size in [1, 7, 1 << 20] {
                 let unclosed = records(&format!("a,b\n\n\"c,d\ne,f\n{tail}"), size).expect_err("not closed");
-                assert_eq!(unclosed.line, 3);
+                assert_eq!(unclosed.line(), Some(3));
             }
         }
     }
@@ -400,7 +371,7 @@ mod tests {
         for size in [1, 2, 1 << 20] {
             let mut lines = Lines::default();
             let mut seen = Vec::new();
-            let mut take = |number, line: Option<&[u8]>| -> Result<(), Unclosed> {
+            let mut take = |number, line: Option<&[u8]>| -> Result<(), Refused> {
                 seen.push((number, line.map(<[u8]>::to_vec)));
                 Ok(())
             };

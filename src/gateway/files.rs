@@ -1,0 +1,287 @@
+//! Files over HTTP: bodies that become messages of the service, and answers that become bodies. What
+//! stands in a file is the business of the room `files`; here is how its bytes come and go.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderName, HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::{Stream, StreamExt, stream, stream::try_unfold};
+use tokio::{sync::mpsc, time::timeout};
+use tonic::Streaming;
+
+use super::{
+    ANSWER_TIMEOUT, Fault,
+    body::{ContentBody, IDLE_TIMEOUT},
+    error::Problem,
+    query::Query,
+    reconcile,
+    whole::Held,
+};
+use crate::{
+    files::{CheckPacker, CheckPart, Format, Options, Pack, Packer, Purpose, Reader, Refused},
+    proto::{ExportEntriesResponse, ImportEntriesRequest, ImportOptions, ScrubEntriesRequest, ScrubEntriesResponse},
+};
+
+/// Entries in one message of a streamed import, and their bytes.
+const MESSAGE_ENTRIES: usize = 2_000;
+const MESSAGE_BYTES: usize = 256 << 10;
+
+/// Bytes that are read in one go.
+const SLICE_BYTES: usize = 8 << 10;
+
+/// How long entries wait for others to fill a message with.
+const FLUSH_AFTER: Duration = Duration::from_secs(1);
+
+/// Parts of a mailing list that are at the service at once.
+const PARTS_IN_FLIGHT: usize = 4;
+
+/// `?format=`, CSV unless it is there.
+pub(super) fn format_of_query(query: &Query) -> Result<Format, Problem> {
+    match query.get("format").as_deref() {
+        None | Some("csv") => Ok(Format::Csv),
+        Some("ndjson") => Ok(Format::Ndjson),
+        Some(_) => Err(Problem::invalid("format", "expected csv or ndjson")),
+    }
+}
+
+fn content_type(format: Format) -> (HeaderName, HeaderValue) {
+    let media_type = match format {
+        Format::Csv => "text/csv; charset=utf-8",
+        Format::Ndjson => "application/x-ndjson",
+    };
+    (header::CONTENT_TYPE, HeaderValue::from_static(media_type))
+}
+
+/// A file made of an export's messages as they come. If the export breaks, so does the body: a file
+/// that just ends early would look whole.
+pub(super) fn export(format: Format, messages: Streaming<ExportEntriesResponse>) -> Response {
+    let disposition = match format {
+        Format::Csv => "attachment; filename=\"dnc.csv\"",
+        Format::Ndjson => "attachment; filename=\"dnc.ndjson\"",
+    };
+    let head = stream::once(async move { Ok(format.head()) });
+    let parts = try_unfold(messages, move |mut messages| async move {
+        let message = timeout(ANSWER_TIMEOUT, messages.message()).await.map_err(std::io::Error::other)?;
+        let Some(message) = message.map_err(std::io::Error::other)? else { return Ok(None) };
+        Ok::<_, std::io::Error>(Some((format.write(message.entries)?, messages)))
+    });
+    let headers = [content_type(format), (header::CONTENT_DISPOSITION, HeaderValue::from_static(disposition))];
+    (headers, Body::from_stream(head.chain(parts))).into_response()
+}
+
+/// The messages of an import out of a file, as it comes. `excluded` counts the rows that name people
+/// who may be written to.
+pub(super) fn import_messages(
+    format: Format,
+    body: ContentBody,
+    options: ImportOptions,
+    excluded: Arc<AtomicU64>,
+) -> impl Stream<Item = Result<ImportEntriesRequest, Problem>> + Send + 'static {
+    let purpose = Purpose::Import { is_reason_given: false };
+    let rows = Rows::new(format, purpose, body, Packer::new(Some(options), None, MESSAGE_ENTRIES, MESSAGE_BYTES));
+    try_unfold(rows, move |mut rows| {
+        let excluded = excluded.clone();
+        async move {
+            let message = rows.next().await?;
+            excluded.store(rows.packer.counts().excluded, Ordering::Relaxed);
+            Ok(message.map(|message| (message, rows)))
+        }
+    })
+}
+
+/// The parts of a mailing list, as it comes.
+pub(super) fn check_parts(format: Format, body: ContentBody) -> impl Stream<Item = Result<CheckPart, Problem>> + Send + 'static {
+    let rows = Rows::new(format, Purpose::Check, body, CheckPacker::default());
+    try_unfold(rows, |mut rows| async move { Ok(rows.next().await?.map(|part| (part, rows))) })
+}
+
+/// A file on its way in. Keeps no more of it than a slice and what is being packed.
+struct Rows<P> {
+    /// None once it has been read to its end.
+    body: Option<ContentBody>,
+    /// What has come and is not read yet.
+    chunk: Bytes,
+    reader: Reader,
+    packer: P,
+}
+
+impl<P: Pack> Rows<P> {
+    fn new(format: Format, purpose: Purpose, body: ContentBody, packer: P) -> Self {
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let options = Options { format: Some(format), ..Options::new(purpose, now) };
+        Self { body: Some(body), chunk: Bytes::new(), reader: Reader::new(options), packer }
+    }
+
+    async fn next(&mut self) -> Result<Option<P::Packed>, Problem> {
+        loop {
+            if let Some(full) = self.packer.next_full() {
+                return Ok(Some(full));
+            }
+            let Some(body) = &mut self.body else { return Ok(self.packer.flush()) };
+            // A sender that is always faster than this must not keep others from the processor, nor must a large chunk.
+            tokio::task::yield_now().await;
+            if !self.chunk.is_empty() {
+                // In slices, since a chunk of short lines becomes many times its size.
+                let slice = self.chunk.split_to(self.chunk.len().min(SLICE_BYTES));
+                self.reader.push(&slice, |row| {
+                    self.packer.row(&row);
+                    Ok::<_, Problem>(())
+                })?;
+                continue;
+            }
+            // What has come goes on its way when nothing more comes for a moment; a live but slow sender must not look idle.
+            let waiting = if self.packer.is_empty() { IDLE_TIMEOUT } else { FLUSH_AFTER };
+            let chunk = match timeout(waiting, body.next()).await {
+                Err(_) if !self.packer.is_empty() => return Ok(self.packer.flush()),
+                Err(_) => return Err(Problem::timed_out()),
+                Ok(chunk) => chunk?,
+            };
+            match chunk {
+                Some(chunk) => self.chunk = chunk,
+                None => {
+                    self.reader.finish(|row| {
+                        self.packer.row(&row);
+                        Ok::<_, Problem>(())
+                    })?;
+                    self.body = None;
+                }
+            }
+        }
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let place = match refused {
+            Refused::Unclosed(line) => format!("line {line}"),
+            Refused::NoAddressColumn | Refused::TwoAddressColumns | Refused::FirstRowTooLong => "header".to_owned(),
+            Refused::NotText(_) | Refused::NotAList(_) | Refused::NotCsv | Refused::Json(_) | Refused::NoList => "body".to_owned(),
+        };
+        let advice = match refused {
+            Refused::Unclosed(_) => "; mend it and send the whole file again, what is stored is skipped",
+            _ => "",
+        };
+        Self::invalid(&place, &format!("the file {refused}{advice}"))
+    }
+}
+
+/// Parts of a mailing list that wait for their answers.
+pub(super) struct Waiting(mpsc::Receiver<CheckPart>);
+
+/// The requests for the parts of a mailing list, and the parts, which wait for the answers. When too
+/// many wait, nothing more is read.
+pub(super) fn check_requests(
+    parts: impl Stream<Item = Result<CheckPart, Problem>> + Send + 'static,
+) -> (impl Stream<Item = Result<ScrubEntriesRequest, Problem>> + Send + 'static, Waiting) {
+    let (sender, waiting) = mpsc::channel(PARTS_IN_FLIGHT);
+    let requests = parts.then(move |part| {
+        let sender = sender.clone();
+        async move {
+            let mut part = part?;
+            let emails = part.take_emails();
+            // Whoever took the answers is gone, and the call with it.
+            sender.send(part).await.map_err(|_| Problem::broken_body())?;
+            Ok(ScrubEntriesRequest { emails })
+        }
+    });
+    (requests, Waiting(waiting))
+}
+
+/// The mailing list with its answers, as they come; `held` is given back with the last of them. What goes wrong before the first of them is an
+/// answer of its own; after it, the body ends in an error, since a file that just ends early would look
+/// whole.
+pub(super) async fn checked(
+    format: Format,
+    answers: Streaming<ScrubEntriesResponse>,
+    waiting: Waiting,
+    fault: Fault,
+    held: Held,
+) -> Result<Response, Problem> {
+    let parts = try_unfold((answers, waiting, fault, held), |(mut answers, mut waiting, fault, held)| async move {
+        let written = next_checked(&mut answers, &mut waiting, &fault).await?;
+        Ok(written.map(|written| (written, (answers, waiting, fault, held))))
+    });
+    let mut parts = parts.boxed();
+    let first = parts.next().await.transpose()?;
+    let parts = stream::iter(first.map(Ok)).chain(parts).map(|part: Result<_, Problem>| {
+        part.map_err(|problem| {
+            let why = problem.into_message();
+            tracing::warn!(why, "the answers to a mailing list broke off");
+            std::io::Error::other(why)
+        })
+    });
+    Ok(([content_type(format)], Body::from_stream(parts)).into_response())
+}
+
+async fn next_checked(
+    answers: &mut Streaming<ScrubEntriesResponse>,
+    Waiting(waiting): &mut Waiting,
+    fault: &Fault,
+) -> Result<Option<Vec<u8>>, Problem> {
+    let answer = loop {
+        match timeout(ANSWER_TIMEOUT, answers.message()).await {
+            Ok(answer) => break reconcile(answer, fault)?,
+            // The service owes an answer only to what it was asked; the body has deadlines of its own.
+            Err(_) if waiting.is_empty() => {}
+            Err(_) => return Err(Problem::silent()),
+        }
+    };
+    let part = match (answer.as_ref(), waiting.try_recv()) {
+        (None, Err(_)) => return Ok(None),
+        (Some(_), Ok(part)) => part,
+        // The service has answered what it was not asked, or too little.
+        (None, Ok(_)) | (Some(_), Err(_)) => return Err(Problem::internal()),
+    };
+    let mut written = Vec::new();
+    let is_answered = part.answer(&answer.unwrap_or_default().results, |row| {
+        row.write(&mut written);
+        Ok::<_, Problem>(())
+    })?;
+    if is_answered { Ok(Some(written)) } else { Err(Problem::internal()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::body::Encoding, *};
+
+    #[tokio::test]
+    async fn a_chunk_of_very_short_lines_is_not_kept_as_entries_all_at_once() {
+        for (format, file) in
+            [(Format::Csv, "email\n".to_owned() + &"a\n".repeat(500_000)), (Format::Ndjson, "1\n".repeat(500_000))]
+        {
+            let body = ContentBody::new(Encoding::Plain, Body::from(file), None);
+            let packer = Packer::new(None, None, MESSAGE_ENTRIES, MESSAGE_BYTES);
+            let mut rows = Rows::new(format, Purpose::Import { is_reason_given: false }, body, packer);
+            let mut count = 0;
+            while let Some(message) = rows.next().await.ok().flatten() {
+                let entries = message.entries.len() + message.unreadable.len();
+                count += entries;
+                assert!(entries <= MESSAGE_ENTRIES && rows.packer.waiting() <= MESSAGE_ENTRIES + SLICE_BYTES / 2);
+            }
+            assert_eq!(count, 500_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn long_lines_are_not_kept_until_there_are_many() {
+        let file = "email\n".to_owned() + &format!("{}\n", "a".repeat(60_000)).repeat(200);
+        let body = ContentBody::new(Encoding::Plain, Body::from(file), None);
+        let packer = Packer::new(None, None, MESSAGE_ENTRIES, MESSAGE_BYTES);
+        let mut rows = Rows::new(Format::Csv, Purpose::Import { is_reason_given: false }, body, packer);
+        let mut count = 0;
+        while let Some(message) = rows.next().await.ok().flatten() {
+            count += message.entries.len();
+            assert!(message.entries.iter().map(|entry| entry.email.len()).sum::<usize>() <= MESSAGE_BYTES);
+        }
+        assert_eq!(count, 200);
+    }
+}
