@@ -1,7 +1,8 @@
-//! Who is calling, and may they. Asked by the [guard](super::guard) before a call's body is read.
+//! Authentication, and the scope of keys. The [guard](super::guard) asks here before a call's body
+//! is read.
 //!
-//! Look-ups are kept for two seconds, which bounds how
-//! long a revoked key works on any server; refusals are not kept, so a new key works at once.
+//! Successful look-ups are cached for two seconds, which bounds how long a revoked key works on any
+//! server. Failed look-ups are not cached, so a new key works at once.
 
 use std::time::Duration;
 
@@ -13,11 +14,11 @@ use crate::{
     store::{Caller, Store},
 };
 
-/// How long the answer to "may this key do this?" is used again. A revocation must be everywhere within five seconds.
+/// How long a look-up is cached. A revocation must take effect on every server within five seconds.
 const CACHE_TTL: Duration = Duration::from_secs(2);
 const CACHE_ENTRIES_MAX: u64 = 10_000;
 
-/// The scope that a method needs. What is not in this table is refused.
+/// The scope that a method needs; none for a method that is not in the table, which is refused.
 pub(super) fn needs(path: &str) -> Option<Scope> {
     match path {
         "/dnc.v1.DncService/CheckEntries" | "/dnc.v1.DncService/ScrubEntries" => Some(Scope::Check),
@@ -29,19 +30,19 @@ pub(super) fn needs(path: &str) -> Option<Scope> {
     }
 }
 
-/// A caller that was let in, and the workspace that it works in.
+/// An authenticated caller, and the workspace it works in.
 #[derive(Clone, Debug)]
 pub struct Principal {
-    /// The workspace; every statement of the call names it.
+    /// The workspace. Every statement of the call names it.
     pub workspace: WorkspaceId,
-    /// The key's id, which entries are marked with.
+    /// The id of the key. Entries that the call stores are marked with it.
     pub key: KeyId,
     kind: KeyKind,
-    /// What was looked up, to be looked up again.
+    /// The arguments of the look-up, kept to repeat it.
     asked: (KeyHash, Option<WorkspaceId>),
 }
 
-/// Tells callers from strangers. Shared by all calls.
+/// Authenticates callers. Shared by all calls.
 pub struct Authenticator {
     store: Store,
     callers: Cache<(KeyHash, Option<WorkspaceId>), Caller>,
@@ -54,30 +55,29 @@ impl std::fmt::Debug for Authenticator {
 }
 
 impl Authenticator {
-    /// Looks keys up in this store.
+    /// Looks keys up in `store`.
     pub fn new(store: Store) -> Self {
         Self { store, callers: Cache::builder().max_capacity(CACHE_ENTRIES_MAX).time_to_live(CACHE_TTL).build() }
     }
 
-    /// The caller of a call that needs this scope.
+    /// The caller and the workspace of a call that needs the scope `needs`.
     ///
     /// # Errors
-    /// [`Error::Unauthenticated`], [`Error::Forbidden`], [`Error::Invalid`] for a malformed workspace id, and when the
-    /// database is away.
+    /// [`Error::Unauthenticated`] without a valid key, [`Error::Forbidden`] when the key's scope is
+    /// too narrow or it may not use the workspace, [`Error::Invalid`] when a platform key names no
+    /// workspace or the workspace id is malformed; those of the store.
     pub(super) async fn authenticate(&self, headers: &HeaderMap, needs: Scope) -> Result<Principal, Error> {
         let key = key_of(headers)?;
         let mut values = headers.get_all("x-workspace-id").iter();
         let asked_for = values.next();
-        // Text that is no id is looked up as none: a wrong key must be told before a wrong workspace id.
+        // A malformed id is looked up as none: a wrong key must be reported before a wrong
+        // workspace id.
         let workspace_id =
             asked_for.filter(|_| values.next().is_none()).and_then(|value| value.to_str().ok()?.trim().parse::<WorkspaceId>().ok());
         let asked = (key.hash(), workspace_id);
         let caller = self.caller(asked).await?.ok_or(UNKNOWN_KEY)?;
         if asked_for.is_some() && workspace_id.is_none() {
-            return Err(Error::invalid(
-                "x-workspace-id",
-                "X-Workspace-Id must be there once, and be ws_ and a number, such as ws_1.",
-            ));
+            return Err(Error::invalid("x-workspace-id", "Send X-Workspace-Id once, as ws_ and a number, such as ws_1."));
         }
         let workspace = match (key.kind(), workspace_id) {
             (KeyKind::Platform, None) => {
@@ -97,10 +97,11 @@ impl Authenticator {
         Ok(Principal { workspace, key: caller.key, kind: key.kind(), asked })
     }
 
-    /// Asks again, in the middle of a long call, whether the caller is still welcome.
+    /// Looks the caller up again during a long call.
     ///
     /// # Errors
-    /// [`Error::Unauthenticated`] or [`Error::Forbidden`] when it is not.
+    /// [`Error::Unauthenticated`] or [`Error::Forbidden`] when the caller has lost access; those of
+    /// the store.
     pub(super) async fn recheck(&self, principal: &Principal) -> Result<(), Error> {
         let caller = self.caller(principal.asked).await?.ok_or(UNKNOWN_KEY)?;
         match principal.kind {
@@ -110,7 +111,7 @@ impl Authenticator {
         }
     }
 
-    /// Calls that ask about the same key at the same time share one look-up.
+    /// Looks a caller up through the cache. Concurrent calls with the same key share one look-up.
     async fn caller(&self, asked: (KeyHash, Option<WorkspaceId>)) -> Result<Option<Caller>, Error> {
         let look_up = async {
             match self.store.find_caller(asked.0, asked.1).await {
@@ -133,7 +134,7 @@ const MALFORMED_KEY: Error =
 const UNKNOWN_KEY: Error = Error::Unauthenticated("The API key is not valid: it is unknown, expired or revoked.");
 const FORBIDDEN: Error = Error::Forbidden("This API key may not use that workspace.");
 
-/// The refusal of a key whose scope is too narrow. Nothing is outside of the scope `check`.
+/// The refusal of a key whose scope is too narrow. No key is too narrow for the scope `check`.
 fn out_of_scope(needs: Scope) -> Error {
     Error::Forbidden(match needs {
         Scope::Check | Scope::Read => "This call needs a key with the scope read or write.",
@@ -141,7 +142,8 @@ fn out_of_scope(needs: Scope) -> Error {
     })
 }
 
-/// The key that a call came with. When both headers are there, `X-Api-Key` alone counts: the public reference's samples send both.
+/// The API key of a call. If both headers are present, only `X-Api-Key` counts: the samples in the
+/// public reference send both.
 fn key_of(headers: &HeaderMap) -> Result<ApiKey, Error> {
     let single = |name: &str| -> Result<Option<&str>, Error> {
         let mut values = headers.get_all(name).iter();

@@ -1,7 +1,9 @@
-//! `CheckEntries`: may I write to them? Indexed look-ups, and no answer without them.
+//! `CheckEntries`: whether addresses are suppressed. It fails closed: without the database's answer
+//! the call is an error.
 //!
-//! Each call asks for itself. Gathering the single checks of a crowd into shared statements is a quarter
-//! faster, and makes callers wait for each other; here none can be left without an answer by another.
+//! Each call runs its own statements. Sharing a statement between concurrent single checks is a
+//! quarter faster, but makes callers wait for each other. With its own statements no call can be
+//! left unanswered because of another.
 
 use std::{
     borrow::Borrow,
@@ -20,11 +22,12 @@ use crate::{
     store::{EntryRow, Store},
 };
 
-/// Keys (addresses, with the domains above them) in one statement, which bounds its time: between two of them
-/// others get their turn. A single address can have more.
+/// Keys (addresses, with the domains above them) in one statement. This bounds the statement's
+/// time, so that other calls get their turn between two statements. The keys of one address are
+/// never split.
 const STATEMENT_KEYS_MAX: usize = 20_000;
 
-/// What was found, by address.
+/// The rows found, by address.
 type Found = HashSet<ByAddress>;
 
 #[derive(Debug)]
@@ -50,10 +53,15 @@ impl PartialEq for ByAddress {
 
 impl Eq for ByAddress {}
 
+/// Looks up the addresses of a request, and answers in their order.
+///
+/// # Errors
+/// [`Error::Invalid`] for more than 10,000 addresses, or an answer larger than 4 MiB without
+/// entries; those of the store.
 pub(super) async fn run(store: &Store, principal: &Principal, request: CheckEntriesRequest) -> Result<CheckEntriesResponse, Error> {
     let asked = request.emails.clone();
     let mut addresses = Vec::with_capacity(asked.len());
-    // Why a text is no address, by its place.
+    // The texts that are not addresses, by their index in the request.
     let mut failures = Vec::new();
     for (index, parsed) in convert::addresses(request.emails)?.into_iter().enumerate() {
         match parsed {
@@ -71,15 +79,15 @@ pub(super) async fn run(store: &Store, principal: &Principal, request: CheckEntr
     fitted(CheckEntriesResponse { results })
 }
 
-/// Cuts addresses into parts for one statement each.
+/// Splits addresses into ranges of one statement each.
 fn statements(addresses: &[Address]) -> Vec<Range<usize>> {
     let mut parts = Vec::new();
     let (mut start, mut keys) = (0, 0);
-    for (place, address) in addresses.iter().enumerate() {
+    for (index, address) in addresses.iter().enumerate() {
         let more = address.covers().count();
-        if keys + more > STATEMENT_KEYS_MAX && place > start {
-            parts.push(start..place);
-            (start, keys) = (place, 0);
+        if keys + more > STATEMENT_KEYS_MAX && index > start {
+            parts.push(start..index);
+            (start, keys) = (index, 0);
         }
         keys += more;
     }
@@ -98,8 +106,9 @@ fn answer(
 ) -> Vec<CheckResult> {
     let (mut addresses, mut failures) = (addresses.iter(), failures.iter().peekable());
     let results = asked.into_iter().enumerate().map(|(index, email)| {
-        // Nobody can say of a text that is no address that it may be written to.
-        if let Some((_, failure)) = failures.next_if(|(place, _)| *place == index) {
+        // A text that is not an address counts as suppressed: nothing shows that it may be written
+        // to.
+        if let Some((_, failure)) = failures.next_if(|(failed, _)| *failed == index) {
             let error = convert::entry_error(index as u64, *failure);
             return CheckResult { email, suppressed: true, entry: None, error: Some(error) };
         }
@@ -110,15 +119,15 @@ fn answer(
     results.collect()
 }
 
-/// The answer in a form that clients take whose messages are limited to 4 MiB: leaves out what matched, from
-/// the last result on, until the rest fits. Whether an address is suppressed is never left out.
+/// Makes an answer fit the 4 MiB that clients accept: omits the entries that matched, starting at
+/// the last result, until the rest fits. Whether an address is suppressed is never omitted.
 fn fitted(mut answer: CheckEntriesResponse) -> Result<CheckEntriesResponse, Error> {
     let mut bytes = answer.encoded_len();
     for result in answer.results.iter_mut().rev() {
         if bytes <= MESSAGE_BYTES_MAX {
             break;
         }
-        // The length of the whole result may take a byte or two less, which only makes it fit the better.
+        // The tags and lengths around the entry go too, which only makes the answer smaller.
         bytes -= result.entry.take().map_or(0, |entry| entry.encoded_len());
     }
     if bytes > MESSAGE_BYTES_MAX {
@@ -133,7 +142,7 @@ mod tests {
     use crate::proto::Entry;
 
     #[test]
-    fn parts_cover_every_address_once_and_stay_small() {
+    fn statements_cover_every_address_once_within_the_limit() {
         let deep = Address::parse_any(format!("x@{}de", "a.".repeat(120))).expect("valid");
         for addresses in [vec![], vec![deep.clone()], vec![deep; 2_000]] {
             let parts = statements(&addresses);
@@ -146,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_fits_a_message_and_never_loses_its_verdict() {
+    fn a_large_answer_omits_entries_but_never_a_verdict() {
         let long = CheckResult {
             email: "e".repeat(254),
             suppressed: true,

@@ -1,4 +1,6 @@
-//! Proto to domain and back, all of it. The border of trust: what comes out of here holds to the rules.
+//! Conversion between proto messages and domain types, in both directions.
+//!
+//! This is the trust boundary: the domain values that are made here satisfy the domain's rules.
 
 use prost::Message;
 use prost_types::Timestamp;
@@ -10,17 +12,17 @@ use crate::{
     store::{EntryRow, Replay},
 };
 
-/// Addresses that one call may name.
+/// The largest number of addresses in one call.
 const ADDRESSES_MAX: usize = 10_000;
 
-const REQUEST_ID_CHARS_MAX: usize = 128;
+const IDEMPOTENCY_KEY_CHARS_MAX: usize = 128;
 const UNREADABLE_CODE_CHARS_MAX: usize = 32;
 const UNREADABLE_MESSAGE_CHARS_MAX: usize = 200;
-const SEARCH_OCTETS_MAX: usize = 254;
+const SEARCH_BYTES_MAX: usize = 254;
 const PAGE_ENTRIES: u32 = 25;
 const PAGE_ENTRIES_MAX: u32 = 1_000;
 
-/// A reason that the call gives to entries without one; `fallback` when the call has none.
+/// The reason for entries without one: the call's default reason, or `fallback` if that is empty.
 pub(super) fn default_reason(text: String, fallback: &str) -> Result<Reason, Error> {
     let parsed = Reason::parse(text).map_err(|failure| Error::invalid("options.default_reason", failure.message()))?;
     match parsed {
@@ -29,7 +31,8 @@ pub(super) fn default_reason(text: String, fallback: &str) -> Result<Reason, Err
     }
 }
 
-/// One entry of an import. Output-only fields are ignored. `now` is what no opt-out is later than.
+/// One entry of an import. Output-only fields are ignored. `now` is the latest time of an opt-out;
+/// see [`Entry::with_unsubscribed_at`].
 pub(super) fn entry(entry: proto::Entry, default_reason: &Reason, now: OffsetDateTime) -> Result<Entry, Failure> {
     let kind = match proto::EntryType::try_from(entry.r#type) {
         Ok(proto::EntryType::Unspecified | proto::EntryType::Email) => Kind::Email,
@@ -43,16 +46,17 @@ pub(super) fn entry(entry: proto::Entry, default_reason: &Reason, now: OffsetDat
     }
 }
 
-/// An entry of a message, or what its sender reported in place of one.
+/// An entry of a message, or its sender's report of one that could not be read.
 pub(super) enum Received {
     Entry(proto::Entry),
     Unreadable { line: u64, cause: Cause },
 }
 
-/// The entries of a message with those that its sender could not read, in their order.
+/// The entries of a message and the reports of unreadable ones, in their original order.
 ///
 /// # Errors
-/// When what the sender reports breaks a limit: it goes into the answer, and must fit there.
+/// [`Error::Invalid`] when a report exceeds a limit: reports go into the answer, and must fit
+/// there.
 pub(super) fn received(message: proto::ImportEntriesRequest) -> Result<impl Iterator<Item = Received>, Error> {
     let proto::ImportEntriesRequest { entries, unreadable, .. } = message;
     let mut position_min = 0;
@@ -89,7 +93,7 @@ pub(super) fn received(message: proto::ImportEntriesRequest) -> Result<impl Iter
     }))
 }
 
-/// What an import's first message holds, as a repeat is recognized by it.
+/// The content of an import's first message, by which a repeat is recognized.
 pub(super) fn sent(message: &proto::ImportEntriesRequest) -> Vec<Sent<'_>> {
     let entries = message.entries.iter().map(|entry| Sent {
         address: &entry.email,
@@ -103,16 +107,16 @@ pub(super) fn sent(message: &proto::ImportEntriesRequest) -> Vec<Sent<'_>> {
     entries.chain(unreadable).collect()
 }
 
-/// The caller's name for an import; none when it has none.
-pub(super) fn request_id(text: String) -> Result<Option<String>, Error> {
-    if text.chars().count() > REQUEST_ID_CHARS_MAX || text.contains(char::is_control) {
-        let message = format!("A request id has at most {REQUEST_ID_CHARS_MAX} characters, and no control characters.");
+/// The import's idempotency key; none if the text is empty.
+pub(super) fn idempotency_key(text: String) -> Result<Option<String>, Error> {
+    if text.chars().count() > IDEMPOTENCY_KEY_CHARS_MAX || text.contains(char::is_control) {
+        let message = format!("The idempotency key has at most {IDEMPOTENCY_KEY_CHARS_MAX} characters, and no control characters.");
         return Err(Error::invalid("options.request_id", message));
     }
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-/// The answer of an import.
+/// The answer to an import.
 pub(super) fn tally(tally: &Tally) -> proto::ImportEntriesResponse {
     proto::ImportEntriesResponse {
         imported: tally.imported,
@@ -122,13 +126,14 @@ pub(super) fn tally(tally: &Tally) -> proto::ImportEntriesResponse {
     }
 }
 
-/// The causes of refused entries as they are kept for a replay: the answer with nothing but them.
+/// The rejected entries of an import, encoded to be kept for a replay: an answer with only
+/// `errors`.
 pub(super) fn errors_to_keep(so_far: &Tally) -> Vec<u8> {
     let answer = tally(so_far);
     proto::ImportEntriesResponse { errors: answer.errors, ..Default::default() }.encode_to_vec()
 }
 
-/// The answer of an import that was run before.
+/// The answer to a repeat: that of the import which ran before.
 pub(super) fn replay(replay: Replay) -> Result<proto::ImportEntriesResponse, Error> {
     let kept = proto::ImportEntriesResponse::decode(replay.errors.unwrap_or_default().as_slice()).map_err(Error::internal)?;
     Ok(proto::ImportEntriesResponse {
@@ -139,13 +144,20 @@ pub(super) fn replay(replay: Replay) -> Result<proto::ImportEntriesResponse, Err
     })
 }
 
-/// A request's addresses, each with its place among them, or the cause why it is none.
+/// The addresses of a request in their order, or why a text is not one.
+///
+/// # Errors
+/// [`Error::Invalid`] for more than 10,000 of them.
 pub(super) fn addresses(emails: Vec<String>) -> Result<Vec<Result<Address, Failure>>, Error> {
     addresses_count(&emails)?;
     Ok(emails.into_iter().map(Address::parse_any).collect())
 }
 
-/// The addresses that a removal names. A text that is none is not stored, so it is left out.
+/// The addresses named by a deletion. A text that is not an address cannot be stored, so it is
+/// omitted.
+///
+/// # Errors
+/// [`Error::Invalid`] for more than 10,000 of them.
 pub(super) fn stored_addresses(emails: Vec<String>) -> Result<Vec<Address>, Error> {
     addresses_count(&emails)?;
     Ok(emails.into_iter().flat_map(Address::parse_stored).collect())
@@ -158,7 +170,7 @@ fn addresses_count(emails: &[String]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Which entries a caller means.
+/// The filter of a list, an export or a deletion. Without one, every entry is selected.
 pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error> {
     let filter = filter.unwrap_or_default();
     let kind = match proto::EntryType::try_from(filter.r#type) {
@@ -167,18 +179,15 @@ pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error
         Ok(proto::EntryType::Domain) => Some(Kind::Domain),
         Err(_) => return Err(Error::invalid("filter.type", "The type is neither email nor domain.")),
     };
-    // A text of nothing but white space would select everything, which is what nobody means by it.
+    // A blank text would select everything, which no caller means by it.
     for (field, text) in [("filter.reason", &filter.reason), ("filter.search", &filter.search)] {
         if !text.is_empty() && Address::search_form(text).is_empty() {
-            return Err(Error::invalid(field, "The text is blank; give one, or leave it out."));
+            return Err(Error::invalid(field, "The text is blank. Send some text, or omit the field."));
         }
     }
     let reason = Reason::parse(filter.reason).map_err(|failure| Error::invalid("filter.reason", failure.message()))?;
-    if filter.search.len() > SEARCH_OCTETS_MAX || filter.search.contains('\0') {
-        return Err(Error::invalid(
-            "filter.search",
-            format!("The search has at most {SEARCH_OCTETS_MAX} octets, none of them zero."),
-        ));
+    if filter.search.len() > SEARCH_BYTES_MAX || filter.search.contains('\0') {
+        return Err(Error::invalid("filter.search", format!("The search has at most {SEARCH_BYTES_MAX} bytes, and no zero byte.")));
     }
     let search = Address::search_form(&filter.search);
     Ok(Filter {
@@ -191,10 +200,11 @@ pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error
 }
 
 fn time_of(field: &str, at: Timestamp) -> Result<OffsetDateTime, Error> {
-    time(at).ok_or_else(|| Error::invalid(field, "The time is not one between the years 1 and 9999."))
+    time(at).ok_or_else(|| Error::invalid(field, "The time must be between the years 1 and 9999."))
 }
 
-/// A time of the years 1 to 9999, which is what a timestamp may be.
+/// The time of a timestamp; none outside of the years 1 to 9999, the range of
+/// `google.protobuf.Timestamp`.
 fn time(at: Timestamp) -> Option<OffsetDateTime> {
     let nanos = i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos);
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?;
@@ -205,7 +215,7 @@ fn timestamp(time: OffsetDateTime) -> Timestamp {
     Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() }
 }
 
-/// How many entries a page has.
+/// The number of entries in a page: 25 for 0, at most 1,000.
 pub(super) fn page_size(asked: i32) -> Result<u32, Error> {
     match u32::try_from(asked) {
         Ok(0) => Ok(PAGE_ENTRIES),
@@ -214,7 +224,7 @@ pub(super) fn page_size(asked: i32) -> Result<u32, Error> {
     }
 }
 
-/// An entry as callers see it, in the workspace of this public id.
+/// A stored entry as callers see it. `workspace` is the public id of its workspace.
 pub(super) fn stored(workspace: &str, row: EntryRow) -> proto::Entry {
     proto::Entry {
         r#type: if row.address.contains('@') { Kind::Email } else { Kind::Domain }.number(),
@@ -228,7 +238,7 @@ pub(super) fn stored(workspace: &str, row: EntryRow) -> proto::Entry {
     }
 }
 
-/// An address that is none, with its index in the request.
+/// Why the entry or address at `index` of the request was rejected.
 pub(super) fn entry_error(index: u64, failure: Failure) -> proto::EntryError {
     let (field, code) = (failure.field().to_owned(), failure.code().to_owned());
     proto::EntryError { index, field, code, message: failure.message(), line: 0 }
@@ -250,7 +260,7 @@ mod tests {
     use super::*;
     use crate::domain::KeyId;
 
-    /// The field that a refusal names.
+    /// The field named by an [`Error::Invalid`].
     fn field<T>(result: Result<T, Error>) -> Option<String> {
         match result {
             Err(Error::Invalid { field, .. }) => Some(field),
@@ -297,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_entries_stand_where_they_stood() {
+    fn unreadable_entries_keep_their_positions() {
         let unreadable =
             |position| proto::UnreadableEntry { position, line: 3, code: "INVALID_LINE".to_owned(), ..Default::default() };
         let message = |positions: &[u32]| proto::ImportEntriesRequest {
@@ -328,7 +338,7 @@ mod tests {
             ..Default::default()
         };
         assert!(received(report(&"f".repeat(32), &"C".repeat(32), &"ü".repeat(200))).is_ok());
-        for (wrong, place) in [
+        for (wrong, expected) in [
             (report(&"f".repeat(33), "CODE", ""), "unreadable[0].field"),
             (report("", "", ""), "unreadable[0].code"),
             (report("", "code", ""), "unreadable[0].code"),
@@ -336,22 +346,22 @@ mod tests {
             (report("", "CODE", &"m".repeat(201)), "unreadable[0].message"),
             (report("", "CODE", "a\nb"), "unreadable[0].message"),
         ] {
-            assert_eq!(field(received(wrong)).as_deref(), Some(place));
+            assert_eq!(field(received(wrong)).as_deref(), Some(expected));
         }
     }
 
     #[test]
-    fn a_request_id_is_bounded() {
-        assert!(matches!(request_id(String::new()), Ok(None)));
-        let longest = "ü".repeat(REQUEST_ID_CHARS_MAX);
-        assert_eq!(request_id(longest.clone()).expect("short enough"), Some(longest.clone()));
+    fn an_idempotency_key_is_bounded() {
+        assert!(matches!(idempotency_key(String::new()), Ok(None)));
+        let longest = "ü".repeat(IDEMPOTENCY_KEY_CHARS_MAX);
+        assert_eq!(idempotency_key(longest.clone()).expect("short enough"), Some(longest.clone()));
         for wrong in [longest + "a", "a\tb".to_owned()] {
-            assert_eq!(field(request_id(wrong)).as_deref(), Some("options.request_id"));
+            assert_eq!(field(idempotency_key(wrong)).as_deref(), Some("options.request_id"));
         }
     }
 
     #[test]
-    fn an_answer_can_be_kept_and_given_again() {
+    fn a_replay_gives_the_first_answer() {
         let mut first = Tally { imported: 3, skipped: 2, ..Tally::default() };
         first.rejected(7, 8, Cause::Failure(Failure::InvalidType));
         let unreadable = ["", "INVALID_LINE", "The line is no entry."].map(str::to_owned);
@@ -374,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_names_so_many_addresses_at_most() {
+    fn the_addresses_of_a_call_are_limited() {
         let named = |count: usize| vec!["a@b.de".to_owned(); count];
         assert_eq!(addresses(named(ADDRESSES_MAX)).expect("as many as fit").len(), ADDRESSES_MAX);
         assert_eq!(stored_addresses(named(ADDRESSES_MAX)).expect("as many as fit").len(), ADDRESSES_MAX);
@@ -388,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_says_what_is_meant_or_is_refused() {
+    fn a_filter_is_converted_or_refused() {
         let time = |seconds, nanos| Some(Timestamp { seconds, nanos });
         let whole = proto::EntryFilter {
             r#type: 2,
@@ -406,35 +416,35 @@ mod tests {
         assert_eq!(filter(None).expect("no filter"), Filter::default());
         let email = proto::EntryFilter { r#type: 1, ..Default::default() };
         assert_eq!(filter(Some(email)).expect("a filter").kind, Some(Kind::Email));
-        let longest = proto::EntryFilter { search: "a".repeat(SEARCH_OCTETS_MAX), ..Default::default() };
+        let longest = proto::EntryFilter { search: "a".repeat(SEARCH_BYTES_MAX), ..Default::default() };
         assert!(filter(Some(longest)).is_ok());
         let none = proto::EntryFilter::default;
-        for (wrong, place) in [
+        for (wrong, expected) in [
             (proto::EntryFilter { r#type: 3, ..none() }, "filter.type"),
             (proto::EntryFilter { reason: " ".to_owned(), ..none() }, "filter.reason"),
             (proto::EntryFilter { reason: "a\nb".to_owned(), ..none() }, "filter.reason"),
             (proto::EntryFilter { search: "\u{a0}".to_owned(), ..none() }, "filter.search"),
             (proto::EntryFilter { search: "a\0".to_owned(), ..none() }, "filter.search"),
-            (proto::EntryFilter { search: "a".repeat(SEARCH_OCTETS_MAX + 1), ..none() }, "filter.search"),
+            (proto::EntryFilter { search: "a".repeat(SEARCH_BYTES_MAX + 1), ..none() }, "filter.search"),
             (proto::EntryFilter { create_time_from: time(0, -1), ..none() }, "filter.create_time_from"),
             (proto::EntryFilter { create_time_from: time(0, 1_000_000_000), ..none() }, "filter.create_time_from"),
             (proto::EntryFilter { create_time_to: time(253_402_300_800, 0), ..none() }, "filter.create_time_to"),
             (proto::EntryFilter { create_time_to: time(-62_135_596_801, 0), ..none() }, "filter.create_time_to"),
             (proto::EntryFilter { create_time_to: time(i64::MIN, 0), ..none() }, "filter.create_time_to"),
         ] {
-            assert_eq!(field(filter(Some(wrong.clone()))).as_deref(), Some(place), "{wrong:?}");
+            assert_eq!(field(filter(Some(wrong.clone()))).as_deref(), Some(expected), "{wrong:?}");
         }
     }
 
     #[test]
-    fn a_page_has_so_many_entries() {
+    fn a_page_size_has_a_default_and_a_maximum() {
         let sizes = [0, 1, 1_000, 1_001, i32::MAX].map(|asked| page_size(asked).expect("a size"));
         assert_eq!(sizes, [25, 1, 1_000, 1_000, 1_000]);
         assert_eq!(field(page_size(-1)).as_deref(), Some("page_size"));
     }
 
     #[test]
-    fn a_row_is_an_entry_of_its_workspace() {
+    fn a_row_becomes_an_entry_of_its_workspace() {
         let row = |address: &str| EntryRow {
             address: address.to_owned(),
             reason: "bounce".to_owned(),

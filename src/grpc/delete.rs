@@ -1,4 +1,4 @@
-//! `DeleteEntries`: the addresses named, or all that a filter selects; never both.
+//! `DeleteEntries`: deletes the addresses named, or all entries that a filter selects; never both.
 
 use super::{
     auth::{Authenticator, Principal},
@@ -10,6 +10,11 @@ use crate::{
     store::Store,
 };
 
+/// Deletes entries, or only counts them with `validate_only`.
+///
+/// # Errors
+/// [`Error::Invalid`] unless exactly one of `emails` and `all` is set; those of a look-up of the
+/// key, and of the store. Batches deleted until then stay deleted.
 pub(super) async fn run(
     store: &Store,
     auth: &Authenticator,
@@ -27,7 +32,7 @@ pub(super) async fn run(
                 let mut total = 0;
                 while let Some(deleted) = deletion.next_batch().await? {
                     total += deleted;
-                    // A long deletion can outlive its key.
+                    // The key may be revoked during a long deletion.
                     auth.recheck(principal).await?;
                 }
                 total
@@ -35,7 +40,7 @@ pub(super) async fn run(
         }
         (false, false) => {
             if request.filter.is_some() {
-                return Err(Error::invalid("filter", "A filter goes with `all` and not with `emails`."));
+                return Err(Error::invalid("filter", "A filter goes with `all`, not with `emails`."));
             }
             let mut named = convert::stored_addresses(request.emails)?;
             named.sort_unstable();
@@ -46,8 +51,8 @@ pub(super) async fn run(
                 store.delete_named(workspace, principal.key, named).await?
             }
         }
-        (false, true) => return Err(Error::invalid("emails", "Name addresses, or say that all are meant; not both.")),
-        (true, false) => return Err(Error::invalid("emails", "Name 1 to 10,000 addresses, or say that all are meant.")),
+        (false, true) => return Err(Error::invalid("emails", "Set either `emails` or `all`, not both.")),
+        (true, false) => return Err(Error::invalid("emails", "Set `emails` to 1 to 10,000 addresses, or set `all`.")),
     };
     Ok(DeleteEntriesResponse { deleted })
 }

@@ -1,7 +1,9 @@
-//! The door around the service: one layer around the service itself (not around a listener), so that calls from the network and from the gateway in the same
-//! process pass the same door. Closed by default: a method that is not in the table is refused, and a call is refused before its body is read.
+//! The guard: one layer around the service itself, not around a listener, so that calls from the
+//! network and from the gateway in the same process pass the same checks. It is closed by default:
+//! a method that is not in the table is refused, and a call is refused before its body is read.
 //!
-//! What a call costs is decided here as well: its place in a drain, its share of the bytes in work, and the deadline that its caller set.
+//! The guard also accounts for what a call costs: it is counted for a drain, takes its bytes in
+//! work, and ends at the deadline that its caller set.
 
 use std::{
     convert::Infallible,
@@ -37,14 +39,16 @@ use crate::{
     wire::{EARLY_HEAD, budget::Budget, running::Running},
 };
 
-/// tonic takes a request that its caller cancels for one that has come to its end. An import that was broken off is no whole one.
-fn as_broken(status: Status) -> Status {
-    if status.code() == tonic::Code::Cancelled { Status::aborted("the caller broke the call off") } else { status }
+/// tonic takes a request that its caller cancelled for one that has ended. An import that was
+/// cancelled must not count as complete.
+fn as_aborted(status: Status) -> Status {
+    if status.code() == tonic::Code::Cancelled { Status::aborted("the caller cancelled the call") } else { status }
 }
 
 const TOO_LATE: &str = "The deadline that the caller set has passed.";
 
-/// The deadline that the caller set, as gRPC's protocol over HTTP/2 writes it; none if there is none, or it cannot be read.
+/// The caller's timeout from the `grpc-timeout` header, in the format of gRPC over HTTP/2; none if
+/// it is absent or malformed.
 fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -60,21 +64,22 @@ fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// The answer of a call that has ended, with a line in the log.
+/// Logs the end of a call, and returns its answer.
 fn ended(mut response: Response<Body>, started: Instant) -> Response<Body> {
-    if let Some(foreign) = Status::from_header_map(response.headers())
-        && foreign.code() != tonic::Code::Ok
-        && foreign.details().is_empty()
+    if let Some(status) = Status::from_header_map(response.headers())
+        && status.code() != tonic::Code::Ok
+        && status.details().is_empty()
     {
-        // Made by tonic, while it read the message of a unary call.
-        response = status::from_error(status::of_message(&foreign)).into_http();
+        // tonic made this status while it read the message of a unary call.
+        response = status::from_error(status::of_message(&status)).into_http();
     }
     let code = Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code());
     tracing::info!(?code, elapsed_ms = started.elapsed().as_millis() as u64, "call");
     response
 }
 
-/// An answer whose head is there at once. The call goes on while its body is read, at whose end stands the status.
+/// An answer whose head is sent at once. The call runs while the answer's body is read, and its
+/// status follows in the trailers.
 fn early_head(answer: impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static) -> Response<Body> {
     let frames = stream::once(answer).flat_map(|answer| -> BoxStream<'static, Result<Frame<Bytes>, Status>> {
         let Ok(response) = answer;
@@ -90,7 +95,7 @@ fn early_head(answer: impl Future<Output = Result<Response<Body>, Infallible>> +
     response
 }
 
-/// The door around a service.
+/// The layer around a service; see the module's documentation.
 #[derive(Clone, Debug)]
 pub struct Guard<S> {
     inner: S,
@@ -102,12 +107,14 @@ pub struct Guard<S> {
 }
 
 impl<S> Guard<S> {
-    /// Guards `inner`. Once `draining` is cancelled every new call is refused as unavailable; `calls` counts those that run.
+    /// Guards `inner`. Once `draining` is cancelled, new calls are refused as unavailable. `calls`
+    /// tracks the running ones.
     pub fn new(inner: S, auth: Arc<Authenticator>, rate: Rate, draining: CancellationToken, calls: TaskTracker) -> Self {
         Self { inner, auth, rate: Arc::new(rate), draining, calls, budget: None }
     }
 
-    /// Takes what requests need in memory from this budget. For calls from the network; the gateway in this process counts its bodies itself.
+    /// Takes the memory of requests from `budget`. For calls from the network; the gateway in the
+    /// same process accounts for its own bodies.
     #[must_use]
     pub fn with_budget(self, budget: Budget) -> Self {
         Self { budget: Some(budget), ..self }
@@ -132,19 +139,20 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The clone that was made ready is the one to call.
+        // `poll_ready` was called on this instance and not on its clone, so this one is called.
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
         let (auth, rate, budget) = (self.auth.clone(), self.rate.clone(), self.budget.clone());
-        // Counted first: a drain that does not see this call must be seen by it.
+        // Counted before `draining` is read: a drain that missed this call has begun by then, and
+        // the call sees it.
         let call = self.calls.token();
         let is_draining = self.draining.is_cancelled();
-        let request_id = telemetry::request_id(request.headers());
+        let trace_id = telemetry::request_id(request.headers());
         let span = tracing::info_span!(
             "rpc",
-            // What a stranger puts in place of a method may be anything.
+            // An unknown path may contain anything, so it is not logged.
             method = if auth::needs(request.uri().path()).is_some() { request.uri().path() } else { "unknown" },
-            request_id = request_id.to_str().unwrap_or_default(),
+            request_id = trace_id.to_str().unwrap_or_default(),
             workspace = tracing::field::Empty,
             key = tracing::field::Empty,
         );
@@ -175,7 +183,7 @@ where
                     let span = tracing::Span::current();
                     span.record("workspace", tracing::field::display(principal.workspace));
                     span.record("key", tracing::field::display(principal.key));
-                    let body = Body::new(body.map_err(as_broken));
+                    let body = Body::new(body.map_err(as_aborted));
                     let body = match budget {
                         Some(budget) => {
                             let owner = principal.workspace.0.unsigned_abs();
@@ -203,8 +211,9 @@ where
                 Err(error) => ended(status::from_error(error).into_http(), started),
             };
             response.headers_mut().extend(rate_headers);
-            response.headers_mut().insert(telemetry::REQUEST_ID, request_id);
-            // The call counts as running, and its request as in work, until the last of its answer has been taken.
+            response.headers_mut().insert(telemetry::REQUEST_ID, trace_id);
+            // The call counts as running, and its request as in work, until the whole answer has
+            // been taken.
             Ok(response.map(|body| Body::new(Running::new(body, (call, work)))))
         };
         Box::pin(answer.instrument(span))

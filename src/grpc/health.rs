@@ -1,5 +1,9 @@
-//! `grpc.health.v1`: ready when the database answers, is migrated, and this server is not shutting down. Needs no key, so however many ask, there is one look
-//! at the database at a time, which all share who asked before it began; watchers share one a second.
+//! `grpc.health.v1`: serving when the database answers and is migrated, and this server is not
+//! shutting down.
+//!
+//! The service needs no key, so its load on the database is bounded: one probe runs at a time.
+//! Callers that arrived before a probe began share its result, and watchers share one probe a
+//! second.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -19,29 +23,32 @@ use tonic_health::pb::{
 use super::{DncService, status};
 use crate::{domain::Error, proto::dnc_service_server::DncServiceServer, store::Store};
 
+/// How long the database may take to answer a probe.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a look at the database is good for watchers, and how often they need one.
-const LOOK_TTL: Duration = Duration::from_secs(1);
+/// How long watchers use the result of a probe, and how often they need one.
+const PROBE_TTL: Duration = Duration::from_secs(1);
 
-/// The health service over this store; not serving once `draining` is cancelled.
+/// The health service. It answers not serving once `draining` is cancelled.
 pub fn service(store: Store, draining: CancellationToken) -> HealthServer<impl Health> {
-    HealthServer::new(Probe { store, draining, last: Arc::default() })
+    HealthServer::new(HealthService { store, draining, last: Arc::default() })
 }
 
 #[derive(Clone)]
-struct Probe {
+struct HealthService {
     store: Store,
     draining: CancellationToken,
-    /// When the last look at the database was begun, and whether it was ready. Locked while somebody looks, so that all others wait for that look.
+    /// When the last probe of the database began, and whether the database was ready. Locked during
+    /// a probe, so that all other callers wait for it.
     last: Arc<Mutex<Option<(Instant, bool)>>>,
 }
 
-impl Probe {
-    /// What a look finds that was begun no earlier than this.
+impl HealthService {
+    /// The status by a probe that began no earlier than `not_before`, or by the last one if that is
+    /// `None`.
     async fn status(&self, not_before: Option<Instant>) -> ServingStatus {
         let is_ready = !self.draining.is_cancelled() && self.is_ready(not_before).await;
-        // A drain that began while the database answered counts too.
+        // Read again: a drain may have begun while the database answered.
         if is_ready && !self.draining.is_cancelled() { ServingStatus::Serving } else { ServingStatus::NotServing }
     }
 
@@ -68,7 +75,7 @@ fn response(status: ServingStatus) -> HealthCheckResponse {
 }
 
 #[tonic::async_trait]
-impl Health for Probe {
+impl Health for HealthService {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         if !is_known(&request.get_ref().service) {
             return Err(status::from_error(Error::NotFound("There is no service of that name here.")));
@@ -78,29 +85,30 @@ impl Health for Probe {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-    /// Says the status, and again each time it has changed; ends when the server drains.
+    /// Sends the status, and again each time it changes. Ends when the server drains.
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         if !is_known(&request.get_ref().service) {
-            // As the health protocol asks: the stream stays open, for the service might be added later.
+            // The health protocol requires that the stream stays open, since the service may be
+            // added later.
             let unknown = stream::iter([Ok(response(ServingStatus::ServiceUnknown))]).chain(stream::pending());
             return Ok(Response::new(Box::pin(unknown.take_until(self.draining.clone().cancelled_owned()))));
         }
-        let seen = stream::unfold((self.clone(), None), |(probe, last)| async move {
+        let changes = stream::unfold((self.clone(), None), |(service, last)| async move {
             loop {
-                let draining = probe.draining.is_cancelled();
-                if draining && last == Some(ServingStatus::NotServing) {
+                let is_draining = service.draining.is_cancelled();
+                if is_draining && last == Some(ServingStatus::NotServing) {
                     return None;
                 }
-                let now = probe.status(Instant::now().checked_sub(LOOK_TTL)).await;
+                let now = service.status(Instant::now().checked_sub(PROBE_TTL)).await;
                 if last != Some(now) {
-                    return Some((Ok(response(now)), (probe, Some(now))));
+                    return Some((Ok(response(now)), (service, Some(now))));
                 }
                 tokio::select! {
-                    () = tokio::time::sleep(LOOK_TTL) => {}
-                    () = probe.draining.cancelled() => {}
+                    () = tokio::time::sleep(PROBE_TTL) => {}
+                    () = service.draining.cancelled() => {}
                 }
             }
         });
-        Ok(Response::new(Box::pin(seen)))
+        Ok(Response::new(Box::pin(changes)))
     }
 }

@@ -1,4 +1,5 @@
-//! `ListEntries`, `ExportEntries` and `SummarizeEntries`: the list as it is, page by page from the last key.
+//! `ListEntries`, `ExportEntries` and `SummarizeEntries`. A page continues after the last address
+//! of the page before, so a late page costs what an early one does.
 
 use std::sync::Arc;
 
@@ -17,12 +18,19 @@ use crate::{
     store::{EntryRow, Store},
 };
 
-/// Entries in one message of an export, and in one statement for it: hardly ever more than 200 KiB, and many times the cost of a round trip.
+/// Entries in one message of an export, and in its statement. They are hardly ever larger than 200
+/// KiB, and reading them costs many times a round trip.
 const EXPORT_ENTRIES: u32 = 2_000;
 
-/// Reasons that a summary lists; the others are only counted. A list may have as many reasons as entries.
+/// Pairs of a type and a reason that a summary lists; the others are only counted. A list may have
+/// as many reasons as entries.
 const SUMMARY_REASONS_MAX: u32 = 1_000;
 
+/// One page of the list. The total is counted for the first page, and then carried in the page
+/// token.
+///
+/// # Errors
+/// [`Error::Invalid`] for an invalid filter, page size or page token; those of the store.
 pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntriesRequest) -> Result<ListEntriesResponse, Error> {
     let workspace = principal.workspace;
     let filter = convert::filter(request.filter)?;
@@ -33,7 +41,7 @@ pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntr
     } else {
         Position::from_token(&request.page_token, secret, workspace, &filter)?
     };
-    // One more than is shown tells whether there is a next page.
+    // One row more than the page has shows whether there is a next page.
     let mut rows = store.page(workspace, &filter, &position.after, count + 1, Some(position.total)).await?;
     let has_more = rows.len() > count as usize;
     rows.truncate(count as usize);
@@ -51,8 +59,11 @@ pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntr
     })
 }
 
-/// All of an export's messages. Between two of them no connection is held, so a slow reader costs nobody anything; the key is looked at
-/// again before each.
+/// The messages of an export. No connection is held between two messages, so a slow reader blocks
+/// nobody. The key is checked again before each message.
+///
+/// # Errors
+/// [`Error::Invalid`] for an invalid filter; those of a check of the key, and of the store.
 pub(super) async fn export(
     store: Store,
     auth: Arc<Authenticator>,
@@ -61,7 +72,8 @@ pub(super) async fn export(
 ) -> Result<impl Stream<Item = Result<ExportEntriesResponse, Status>>, Error> {
     let filter = convert::filter(request.filter)?;
     let workspace = principal.workspace.to_string();
-    // The first page comes before the stream begins, so that what is wrong at once is told as an error and not as a stream that breaks.
+    // The first page is read before the stream begins, so that an early error is the call's status
+    // and not a broken stream.
     let first = export_page(&store, &auth, &principal, &filter, "").await?;
     let next = move |rows: Vec<EntryRow>| {
         let (store, auth, principal, filter, workspace) =
@@ -91,6 +103,7 @@ async fn export_page(
     store.page(principal.workspace, filter, after, EXPORT_ENTRIES, None).await
 }
 
+/// Counts the entries by type and reason, the largest counts first.
 pub(super) async fn summarize(store: &Store, principal: &Principal) -> Result<SummarizeEntriesResponse, Error> {
     let summary = store.summarize(principal.workspace, SUMMARY_REASONS_MAX).await?;
     let listed: i64 = summary.counts.iter().map(|row| row.count).sum();

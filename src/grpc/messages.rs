@@ -1,5 +1,5 @@
-//! The messages of a stream that may be long: read as long as the caller's key is good and the stream does
-//! not stand still.
+//! The messages of a request stream, which may be long. Reading ends with an error when the
+//! caller's key is no longer valid, or when the stream is idle for too long.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -13,17 +13,17 @@ use super::{
 };
 use crate::domain::Error;
 
-/// How often the key of a stream is looked up again, so that a revoked one is refused in time however
-/// slowly the stream comes.
+/// How often the key of a stream is checked again, so that a revocation takes effect in time
+/// however slow the stream is.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(1_500);
 
-/// How many bytes of a repeat are read and kept while it waits, beside its first message.
+/// Bytes of a repeat that are read and kept while it waits, beside its first message.
 const AHEAD_BYTES_MAX: usize = 2 << 20;
 
-/// A call's stream of messages.
+/// The request stream of a call.
 pub(super) struct Messages<M> {
     stream: Streaming<M>,
-    /// What was read ahead, encoded: so it takes a fraction of the memory.
+    /// Messages that were read ahead. They are kept encoded, which takes a fraction of the memory.
     ahead: VecDeque<Vec<u8>>,
     ahead_bytes: usize,
     has_ended: bool,
@@ -34,17 +34,18 @@ pub(super) struct Messages<M> {
 }
 
 impl<M: Message + Default> Messages<M> {
-    /// The messages of a stream whose caller was let in just now, and which may rest for
-    /// `idle_timeout` between two messages.
+    /// The messages of `stream`, whose caller was authenticated just now. `idle_timeout` is the
+    /// longest time between two messages.
     pub(super) fn new(stream: Streaming<M>, auth: Arc<Authenticator>, principal: Principal, idle_timeout: Duration) -> Self {
         let checked_at = Instant::now();
         Self { stream, ahead: VecDeque::new(), ahead_bytes: 0, has_ended: false, auth, principal, idle_timeout, checked_at }
     }
 
-    /// The next message; none at the end of the stream.
+    /// Returns the next message; none at the end of the stream.
     ///
     /// # Errors
-    /// When the key is not good any more, when nothing came for too long, or when the stream broke.
+    /// When the key is no longer valid, when nothing arrived for `idle_timeout`, or when the stream
+    /// broke.
     pub(super) async fn next(&mut self) -> Result<Option<M>, Error> {
         match self.ahead.pop_front() {
             Some(message) => M::decode(message.as_slice()).map(Some).map_err(Error::internal),
@@ -53,7 +54,8 @@ impl<M: Message + Default> Messages<M> {
         }
     }
 
-    /// Reads the stream to its end, and keeps what it reads. False when the stream is longer than what may be kept.
+    /// Reads the stream to its end, and keeps the messages. Returns false once more than 2 MiB are
+    /// kept, with the stream not yet at its end.
     ///
     /// # Errors
     /// As [`Messages::next`].
@@ -73,7 +75,7 @@ impl<M: Message + Default> Messages<M> {
         Ok(true)
     }
 
-    /// Looks the key up again: a stream can outlive it.
+    /// Checks the key again: a stream can outlive it.
     pub(super) async fn recheck(&self) -> Result<(), Error> {
         self.auth.recheck(&self.principal).await
     }

@@ -1,9 +1,14 @@
-//! What a call's request may have in memory. The messages of a request are followed through gRPC's frames as they come, so that bytes are taken from the budget
-//! before a message is read, and its entries are counted before anything is made of them: a message of 4 MiB may stand for 2 million empty ones.
+//! The memory that a call's request may use. A request's messages are tracked through gRPC's
+//! framing as they arrive. Bytes are taken from the budget before a message is read, and its
+//! entries are counted before it is decoded: a message of 4 MiB may contain 2 million empty
+//! entries.
 //!
-//! A message holds its bytes until the next one of its stream is asked for, and as many as its text has until that begins; the last one holds them until the
-//! answer has been taken. Calls of the gateway in this
-//! process do not pass here: it has the budget for its own bodies, and makes no message of more entries than are allowed.
+//! A message holds its bytes until the next one of its stream is requested. From then until the
+//! next one begins, it holds only as many bytes as its text has. The last message holds its bytes
+//! until the answer has been taken.
+//!
+//! Calls of the gateway in the same process do not pass here. The gateway has the budget for its
+//! own bodies, and makes no message with more entries than are allowed.
 
 use std::{
     pin::Pin,
@@ -25,28 +30,30 @@ use crate::{
     wire::budget::{Budget, Exhausted, Permit},
 };
 
-/// How long a message may take from its first byte to its last; that of a call with a single one, from the call's beginning.
+/// How long a message may take from its first byte to its last. The message of a call with a single
+/// one must arrive within this time from the beginning of the call.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const BUSY: &str = "Too much is in work at the moment. Send the request again later.";
-const SLOW: &str = "A message did not come to its end within 30 seconds. Send smaller messages.";
+const SLOW: &str = "A message was not complete within 30 seconds. Send smaller messages.";
 
-/// A flag and the length of the message.
+/// The prefix of a message in gRPC's framing: the compression flag, and the length of the message.
 const PREFIX_BYTES: usize = 5;
 
-/// What is known of a method's messages.
+/// What is known about the messages of a method.
 #[derive(Clone, Copy)]
 struct Shape {
+    /// Whether the request is a stream.
     has_many: bool,
-    /// What the repeated field of the message is called, and how often it may be repeated.
+    /// The repeated field of the message, and how many items it may have.
     field: &'static str,
     entries_max: usize,
-    /// The number of another field whose repetitions count as well.
+    /// The number of another repeated field whose items count as well.
     other_field: Option<u64>,
     too_many: &'static str,
-    /// What an entry takes in memory beside its text, in all that is made of it.
+    /// Bytes that an entry takes in memory in all its forms, beside its text.
     entry_bytes: usize,
-    /// Bytes in memory for each byte of a usual message.
+    /// Bytes in memory for each byte of a typical message.
     expansion: usize,
 }
 
@@ -75,7 +82,7 @@ fn shape(path: &str) -> Shape {
     }
 }
 
-/// The bytes that a call has in work. Clones stand for the same bytes, which are given back with the last of them.
+/// The bytes that a call has in work. Clones share them; they are returned with the last clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Work(Arc<Mutex<Option<Permit>>>);
 
@@ -86,7 +93,7 @@ impl Work {
         }
     }
 
-    /// Takes over what the call has in work: whoever has the permit holds the bytes.
+    /// Takes the permit out. Its holder then holds the bytes.
     pub(super) fn take(&self) -> Option<Permit> {
         self.replace(None)
     }
@@ -96,30 +103,30 @@ impl Work {
     }
 }
 
-/// A request's body, no further read than the budget allows.
+/// A request's body that is read no further than the budget allows.
 pub(super) struct Metered {
     body: Body,
     budget: Budget,
     owner: u64,
     shape: Shape,
     work: Work,
-    place: Place,
+    state: State,
     last_length: usize,
-    /// What came and is not passed on yet.
+    /// Received, and not passed on yet.
     received: Bytes,
-    /// The end of a message that waits for more of the budget.
+    /// The last piece of a message, held back until the budget allows what the message needs.
     last_piece: Option<Bytes>,
     waiting: Option<BoxFuture<'static, Result<Permit, Exhausted>>>,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-/// Where in the sequence of messages the body is.
-enum Place {
+/// The position of the body within its messages.
+enum State {
     Prefix {
         bytes: [u8; PREFIX_BYTES],
         filled: usize,
     },
-    /// The prefix was read, and may be passed on.
+    /// The prefix is complete, and may be passed on.
     Begun {
         bytes: [u8; PREFIX_BYTES],
     },
@@ -130,9 +137,11 @@ enum Place {
     },
 }
 
-const BETWEEN: Place = Place::Prefix { bytes: [0; PREFIX_BYTES], filled: 0 };
+const BETWEEN_MESSAGES: State = State::Prefix { bytes: [0; PREFIX_BYTES], filled: 0 };
 
 impl Metered {
+    /// Meters the body of a call of the method at `path`. `owner` is whose part of `budget` it
+    /// uses, `work` receives the permit.
     pub(super) fn new(body: Body, budget: Budget, owner: u64, path: &str, work: Work) -> Self {
         let shape = shape(path);
         let deadline = (!shape.has_many).then(|| Box::pin(sleep(MESSAGE_TIMEOUT)));
@@ -142,7 +151,7 @@ impl Metered {
             owner,
             shape,
             work,
-            place: BETWEEN,
+            state: BETWEEN_MESSAGES,
             last_length: 0,
             received: Bytes::new(),
             last_piece: None,
@@ -158,7 +167,7 @@ impl Metered {
         }
     }
 
-    /// Takes as much as a message of this length usually needs.
+    /// Starts taking the bytes that a message of this length typically needs.
     fn begin(&mut self, length: usize) {
         let Shape { entries_max, entry_bytes, expansion, .. } = self.shape;
         let bytes = length + (length * expansion).min(entries_max * entry_bytes);
@@ -166,12 +175,12 @@ impl Metered {
         self.waiting = Some(Box::pin(async move { budget.acquire(owner, bytes).await }));
     }
 
-    /// The whole message has come: takes what it really needs.
+    /// The message has arrived in full: starts taking the bytes that it really needs.
     fn complete(&mut self, bytes: usize) {
         if self.shape.has_many {
             self.deadline = None;
         } else {
-            // The stream has to end, too.
+            // The end of the stream must arrive in time as well.
             self.restart_deadline();
         }
         if let Some(mut permit) = self.work.replace(None) {
@@ -179,18 +188,20 @@ impl Metered {
         }
     }
 
-    /// What can be passed on of what is there; none if more must come first.
+    /// The next piece that can be passed on; none if more must arrive first, from the body or the
+    /// budget.
     fn next_piece(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             if let Some(piece) = self.last_piece.take() {
                 return Ok(Some(piece));
             }
-            match &mut self.place {
-                Place::Prefix { bytes, filled } => {
+            match &mut self.state {
+                State::Prefix { bytes, filled } => {
                     let is_between = *filled == 0 && self.shape.has_many;
                     if self.received.is_empty() {
                         if is_between {
-                            // A reader that asks for more has made what it needs of the message before; its text is still there.
+                            // A reader that asks for more has decoded the last message, and
+                            // released all but its text.
                             self.work.shrink(self.last_length);
                         }
                         return Ok(None);
@@ -204,23 +215,24 @@ impl Metered {
                     *filled += count;
                     if *filled == PREFIX_BYTES {
                         let bytes = *bytes;
-                        self.place = Place::Begun { bytes };
+                        self.state = State::Begun { bytes };
                         let length = length(bytes);
-                        // A larger one is refused by its length alone.
+                        // A larger message is refused by its length alone, when the prefix is
+                        // decoded.
                         if length <= MESSAGE_BYTES_MAX {
                             self.begin(length);
                             return Ok(None);
                         }
                     }
                 }
-                Place::Begun { bytes } => {
+                State::Begun { bytes } => {
                     let (bytes, length) = (*bytes, length(*bytes));
-                    // What is compressed is refused by that alone.
-                    let counter = if bytes[0] == 0 { Counter::of(self.shape.other_field) } else { Counter::lost() };
-                    self.place = Place::Message { length, left: length, counter };
+                    // A compressed message is refused by its flag alone.
+                    let counter = if bytes[0] == 0 { Counter::of(self.shape.other_field) } else { Counter::stopped() };
+                    self.state = State::Message { length, left: length, counter };
                     return Ok(Some(Bytes::copy_from_slice(&bytes)));
                 }
-                Place::Message { length, left, counter } => {
+                State::Message { length, left, counter } => {
                     if *left > 0 && self.received.is_empty() {
                         return Ok(None);
                     }
@@ -235,7 +247,7 @@ impl Metered {
                     }
                     self.last_length = *length;
                     let bytes = *length + counter.entries * self.shape.entry_bytes;
-                    self.place = BETWEEN;
+                    self.state = BETWEEN_MESSAGES;
                     self.last_piece = (!piece.is_empty()).then_some(piece);
                     self.complete(bytes);
                     if self.waiting.is_some() {
@@ -294,7 +306,7 @@ fn refusal(error: Error) -> Status {
     status::from_error(error)
 }
 
-/// The error behind a status that the reader of a request's messages got from here.
+/// The error behind a status that the reader of a request's messages got from this module.
 pub(super) fn error_of(status: &Status) -> Option<Error> {
     status.get_details_error_info()?;
     match status.code() {
@@ -308,9 +320,9 @@ pub(super) fn error_of(status: &Status) -> Option<Error> {
     }
 }
 
-/// Counts how often field 1, the repeated one of every request that has one, stands in a message that
-/// comes in pieces, and one more field if there is one to count. What is not valid protobuf ends the
-/// counting, as it will end the reading.
+/// Counts the items of field 1 in a message that arrives in pieces, and those of `other_field` if
+/// there is one. Field 1 is the repeated field of every request that has one. Invalid protobuf ends
+/// the counting, as it will end the decoding.
 #[derive(Debug, Default)]
 struct Counter {
     at: At,
@@ -324,7 +336,7 @@ enum At {
     Number,
     Length { value: u64, shift: u32 },
     Inside { left: u64 },
-    Lost,
+    Stopped,
 }
 
 impl Default for At {
@@ -338,15 +350,15 @@ impl Counter {
         Self { other_field, ..Self::default() }
     }
 
-    fn lost() -> Self {
-        Self { at: At::Lost, ..Self::default() }
+    fn stopped() -> Self {
+        Self { at: At::Stopped, ..Self::default() }
     }
 
     fn feed(&mut self, mut piece: &[u8]) {
         while let Some((&byte, rest)) = piece.split_first() {
             let (bits, is_last) = (u64::from(byte & 0x7f), byte < 0x80);
             let next = match self.at {
-                At::Lost => return,
+                At::Stopped => return,
                 At::Inside { left } => {
                     let count = left.min(piece.len() as u64);
                     piece = &piece[count as usize..];
@@ -362,7 +374,7 @@ impl Counter {
                 }
                 At::Tag { value, shift } | At::Length { value, shift } if shift > 63 => {
                     let _ = value;
-                    At::Lost
+                    At::Stopped
                 }
                 At::Tag { value, shift } if !is_last => At::Tag { value: value | bits << shift, shift: shift + 7 },
                 At::Length { value, shift } if !is_last => At::Length { value: value | bits << shift, shift: shift + 7 },
@@ -379,11 +391,11 @@ impl Counter {
                         }
                         3 | 4 => At::default(),
                         5 => At::Inside { left: 4 },
-                        _ => At::Lost,
+                        _ => At::Stopped,
                     }
                 }
             };
-            // A length of nothing ends at once.
+            // A field of length zero ends at once.
             self.at = if let At::Inside { left: 0 } = next { At::default() } else { next };
             piece = rest;
         }
@@ -399,7 +411,7 @@ mod tests {
     use crate::proto::{Entry, ImportEntriesRequest, ImportOptions, UnreadableEntry};
 
     #[test]
-    fn entries_are_counted_in_any_pieces() {
+    fn entries_are_counted_however_the_message_is_split() {
         let mut entries = vec![Entry::default(); 3];
         entries.push(Entry { email: "a".repeat(300), reason: "b".repeat(5), ..Entry::default() });
         let options = ImportOptions { request_id: "\n\u{1}".repeat(40), ..ImportOptions::default() };
@@ -415,19 +427,20 @@ mod tests {
     }
 
     #[test]
-    fn unusual_encodings_are_counted_as_they_are_read() {
+    fn unusual_encodings_are_counted_as_they_are_decoded() {
         let mut counter = Counter::default();
-        // Field 1 with a tag of two bytes, a number, eight and four bytes, a group, and field 1 again.
+        // Field 1 with a tag of two bytes, a number, eight and four bytes, a group, and field 1
+        // again.
         counter.feed(&[
             0x8a, 0x00, 0x00, 0x18, 0x96, 0x01, 0x21, 0, 0, 0, 0, 0, 0, 0, 0x0a, 0x2d, 0, 0, 0, 0x0a, 0x33, 0x34, 0x0a, 0x01, 7,
         ]);
         assert_eq!(counter.entries, 2);
         counter.feed(&[0x0f, 0x0a, 0x00]);
-        assert_eq!(counter.entries, 2, "nothing is counted after what cannot be read");
+        assert_eq!(counter.entries, 2, "nothing is counted after invalid protobuf");
     }
 
     #[tokio::test]
-    async fn a_stream_at_rest_holds_the_text_of_its_last_message() {
+    async fn an_idle_stream_holds_the_text_of_its_last_message() {
         use futures_util::{FutureExt, StreamExt};
         use http_body_util::{BodyExt, StreamBody};
         let entry = Entry { email: "a@example.com".to_owned(), ..Entry::default() };
@@ -442,13 +455,13 @@ mod tests {
         assert_eq!(metered.frame().await.unwrap().unwrap().into_data().unwrap().len(), length);
         let rest = (1 << 20) - length.next_multiple_of(1024);
         assert!(budget.acquire(1, rest).now_or_never().is_none(), "the message is in work");
-        assert!(metered.frame().now_or_never().is_none(), "no more comes");
+        assert!(metered.frame().now_or_never().is_none(), "nothing more arrives");
         assert!(budget.acquire(1, rest).now_or_never().is_some());
         assert!(budget.acquire(1, rest + 1).now_or_never().is_none());
     }
 
     #[tokio::test]
-    async fn the_body_is_passed_on_as_it_came() {
+    async fn the_body_is_passed_on_unchanged() {
         use http_body_util::{BodyExt, StreamBody};
         let message = |entries| {
             let bytes = ImportEntriesRequest { entries, ..ImportEntriesRequest::default() }.encode_to_vec();

@@ -1,7 +1,8 @@
-//! The gRPC service: how the domain is asked over the wire. Only this room speaks tonic's server side.
+//! The gRPC service over the store. Only this module implements tonic's services.
 //!
-//! A call comes through [`guard::Guard`], which refuses it before its body is read or hands it on with a [`auth::Principal`]; its
-//! messages pass `convert` (behind which values are right by construction); errors leave through `status`.
+//! A call passes [`guard::Guard`], which refuses it before its body is read or adds an
+//! [`auth::Principal`]. `convert` turns its messages into domain types, which satisfy the domain's
+//! rules by construction. `status` turns errors into statuses.
 
 pub mod auth;
 mod check;
@@ -35,44 +36,42 @@ use crate::{
     store::Store,
 };
 
-/// The largest message accepted or answered, in bytes. Clients take no larger ones unless told to.
+/// The largest message that is accepted or answered, in bytes. It is also the default limit of
+/// clients.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// The service behind the guard.
+/// The service. It must be mounted behind the guard.
 #[derive(Debug)]
 pub struct DncService {
     store: Store,
     auth: Arc<Authenticator>,
     limits: StreamLimits,
-    /// Leave to wait for an import with the same request id.
+    /// Slots for repeats that wait for an import with the same idempotency key.
     repeats: Semaphore,
 }
 
-/// How much of the database one import may use, and how long a stream may send nothing.
+/// Limits of one stream: how much of the database an import may use, and how long a stream may send
+/// nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamLimits {
     /// Entries in one batch of a long stream.
     pub batch_entries_max: usize,
-    /// Batches of one stream at the database at once, each on a connection of its own.
+    /// Batches of one stream that are stored concurrently, each on its own connection.
     pub batches_in_flight_max: usize,
-    /// How long a stream may rest between two messages.
+    /// The longest time between two messages of a stream.
     pub idle_timeout: Duration,
 }
 
 impl DncService {
-    /// The service over this store. `auth` is the one that guards it.
+    /// The service over `store`. `auth` must be the authenticator of its guard.
     pub fn new(store: Store, auth: Arc<Authenticator>, limits: StreamLimits) -> Self {
         Self { store, auth, limits, repeats: Semaphore::new(import::REPEATS_MAX) }
     }
 }
 
 fn principal<T>(request: &Request<T>) -> Result<Principal, Status> {
-    // Absent only if somebody mounts the service without its guard; then nobody may pass.
-    request
-        .extensions()
-        .get::<Principal>()
-        .cloned()
-        .ok_or_else(|| status::from_error(Error::internal("a call came past the guard")))
+    // Missing only if the service is mounted without its guard. Then no call may pass.
+    request.extensions().get::<Principal>().cloned().ok_or_else(|| status::from_error(Error::internal("a call bypassed the guard")))
 }
 
 #[tonic::async_trait]
@@ -129,14 +128,15 @@ impl dnc_service_server::DncService for DncService {
     }
 }
 
-/// Our answer in place of tonic's own to a method or a service that there is not, told by the head of that answer.
+/// The answer to an unknown method or service, in place of tonic's own. None if `head` is not the
+/// head of such an answer of tonic.
 pub fn unimplemented(head: &HeaderMap) -> Option<http::Response<Body>> {
     let status = Status::from_header_map(head)?;
     (status.code() == Code::Unimplemented && status.details().is_empty())
         .then(|| status::from_error(Error::Unimplemented).into_http())
 }
 
-/// Refuses a call that needs no key, because too many of them are open.
+/// The refusal of a call that needs no key, when too many of those are open.
 pub fn too_many_open_calls() -> http::Response<Body> {
     let message = "Too many calls without a key are open. Send the request again later.";
     status::from_error(Error::Unavailable { message, source: None }).into_http()

@@ -1,4 +1,4 @@
-//! How many requests a second each key may make.
+//! The rate limit: how many requests a second each key may make. Every server counts for itself.
 
 use std::{fmt, num::NonZeroU32, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::domain::{Error, KeyId};
 
 type Limiter = RateLimiter<KeyId, DashMapStateStore<KeyId>, DefaultClock, StateInformationMiddleware>;
 
-/// The rate limit of this server. Shared by all calls.
+/// Counts the requests of each key. Shared by all calls.
 pub struct Rate {
     limiter: Option<Limiter>,
     requests_per_sec_max: u32,
@@ -27,7 +27,7 @@ impl fmt::Debug for Rate {
 }
 
 impl Rate {
-    /// Lets each key make this many requests a second; none means any number.
+    /// Each key may make `requests_per_sec_max` requests a second; `None` means no limit.
     pub fn new(requests_per_sec_max: Option<NonZeroU32>) -> Self {
         Self {
             limiter: requests_per_sec_max.map(|max| RateLimiter::keyed(Quota::per_second(max)).with_middleware()),
@@ -35,7 +35,8 @@ impl Rate {
         }
     }
 
-    /// Counts a request against its key's rate, and says what is left in headers.
+    /// Counts a request against the rate limit of its key. Returns the verdict and the
+    /// `X-RateLimit-*` headers; there are none without a limit.
     pub(super) fn admit(&self, key: KeyId) -> (Result<(), Error>, Vec<(HeaderName, HeaderValue)>) {
         let Some(limiter) = &self.limiter else { return (Ok(()), Vec::new()) };
         let (verdict, remaining, reset_secs) = match limiter.check_key(&key) {

@@ -1,7 +1,7 @@
-//! `ScrubEntries`: the check of a whole mailing list, message by message.
+//! `ScrubEntries`: checks a whole mailing list, message by message.
 //!
-//! A few messages are looked up at the same time and answered in order. Nothing more is read while they wait for
-//! the database or for a caller who does not take the answers, so memory stays constant.
+//! A few messages are looked up concurrently and answered in order. Nothing more is read while they
+//! wait for the database, or for a caller that does not take the answers, so memory stays constant.
 
 use std::sync::Arc;
 
@@ -22,10 +22,11 @@ use crate::{
     store::Store,
 };
 
-/// Messages of one stream that are looked up at once, each with its own statements.
+/// Messages of one stream that are looked up concurrently, each with its own statements.
 const MESSAGES_IN_FLIGHT_MAX: usize = 4;
 
-/// The answers to a stream's messages. `work` stands for the memory of the message that was received last.
+/// The answers to the messages of a stream. `work` holds the memory of the message that was
+/// received last.
 pub(super) fn run(
     store: Store,
     auth: Arc<Authenticator>,
@@ -39,7 +40,8 @@ pub(super) fn run(
         let work = work.clone();
         async move {
             let message: Option<ScrubEntriesRequest> = messages.next().await?;
-            // A message is counted until its answer is taken, and not only until the next message comes.
+            // A message holds its memory until its answer is taken, not only until the next message
+            // arrives.
             Ok::<_, Error>(message.map(|message| ((message, work.take()), messages)))
         }
     });

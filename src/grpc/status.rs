@@ -1,6 +1,6 @@
-//! The one place where a domain error becomes a gRPC status, and is logged if somebody has to look at it.
+//! The only module where a domain error becomes a gRPC status. Errors with a cause are logged here.
 //!
-//! Every status carries `google.rpc.ErrorInfo`; see the proto's header for the reasons.
+//! Every status carries `google.rpc.ErrorInfo`; the reasons are listed at the head of `dnc.proto`.
 
 use std::{collections::HashMap, error::Error as _, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::domain::{Error, Tally};
 
 const DOMAIN: &str = "dnc";
 
-/// How long a caller should wait before it tries again when nothing better is known.
+/// How long a caller should wait before it tries again, when the error does not say.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// Turns an error into a status.
@@ -20,13 +20,14 @@ pub(super) fn from_error(error: Error) -> Status {
     with_metadata(error, HashMap::new())
 }
 
-/// Turns an error that ended an import into a status which says how far the import came.
+/// Turns an error that ended an import into a status that carries the counts so far.
 pub(super) fn of_import(error: Error, tally: &Tally) -> Status {
     let counts = [("imported", tally.imported), ("skipped", tally.skipped), ("failed", tally.failed)];
     with_metadata(error, counts.map(|(name, count)| (name.to_owned(), count.to_string())).into())
 }
 
-/// Turns a status that came instead of a call's next message, most often from tonic, into an error of ours.
+/// Turns a status that came in place of a call's next message, most often from tonic, into a domain
+/// error.
 pub(super) fn of_message(status: &Status) -> Error {
     if let Some(error) = metered::error_of(status) {
         return error;
@@ -89,7 +90,8 @@ fn with_metadata(error: Error, metadata: HashMap<String, String>) -> Status {
     Status::with_error_details_and_metadata(code, message, details, headers)
 }
 
-/// What the source and its own sources say. A message of PostgreSQL may quote a value in its detail, which `Display` leaves out.
+/// The messages of `source` and of its own sources. The detail of a PostgreSQL error may quote a
+/// value, but `Display` omits it.
 fn chain(source: &dyn std::error::Error) -> String {
     let mut text = source.to_string();
     let mut next = source.source();
@@ -122,7 +124,8 @@ mod tests {
         ]
     }
 
-    /// What each of them becomes. A kind that is new does not compile until it stands here and above.
+    /// The status of each. A new kind does not compile until it is added here; add it above as
+    /// well.
     fn expected(error: &Error) -> (Code, &'static str, Option<u64>) {
         match error {
             Error::Invalid { .. } => (Code::InvalidArgument, "INVALID", None),
@@ -156,12 +159,12 @@ mod tests {
             assert_eq!(fields.is_some_and(|fields| fields[0].field == "field" && fields[0].description == "Mend it."), is_invalid);
             let bearer = status.metadata().get("www-authenticate").is_some_and(|value| value == "Bearer");
             assert_eq!(bearer, code == Code::Unauthenticated);
-            assert!(!format!("{status:?}").contains("cause"), "a cause is for the log alone");
+            assert!(!format!("{status:?}").contains("cause"), "a cause goes to the log only");
         }
     }
 
     #[test]
-    fn a_broken_import_says_how_far_it_came() {
+    fn the_status_of_an_import_carries_its_counts() {
         let tally = Tally { imported: 3, skipped: 2, failed: 1, ..Tally::default() };
         let status = of_import(Error::Cancelled, &tally);
         let details = status.get_error_details();
@@ -171,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_cannot_be_read_is_the_callers_fault() {
+    fn a_message_that_cannot_be_decoded_is_invalid() {
         for (code, expected) in [
             (Code::OutOfRange, "larger than 4 MiB"),
             (Code::ResourceExhausted, "larger than 4 MiB"),
@@ -189,11 +192,9 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_causes_is_told_in_order() {
+    fn causes_are_reported_in_order() {
         let inner = Error::Unavailable { message: "Away.", source: Some("refused".into()) };
-        assert_eq!(
-            chain(&Error::internal(inner)),
-            "Something went wrong inside the service. Report it with the request id.: Away.: refused"
-        );
+        let outer = Error::internal(inner);
+        assert_eq!(chain(&outer), format!("{outer}: Away.: refused"));
     }
 }

@@ -1,4 +1,5 @@
-//! Request ids: an import claims its id, and a repeat waits for the answer of the import that has it.
+//! Idempotency keys: an import claims its key, and a repeat waits for the answer of the import that
+//! has it.
 
 use std::time::Duration;
 
@@ -16,17 +17,18 @@ use crate::{
     store::{Claim, ImportId, Replay, Store},
 };
 
-/// How long a repeat waits for the import that has its request id.
+/// How long a repeat waits for the import that has its idempotency key.
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A request id that this import has claimed. Renewed in the background until it is dropped. Unless the
-/// import has succeeded, the id is then given back, so that the next try need not wait.
+/// An idempotency key that this import has claimed. The claim is renewed in the background until
+/// this is dropped. Unless the import has succeeded, the claim is then released, so that the next
+/// try need not wait.
 pub(super) struct Claimed {
     store: Store,
     workspace: WorkspaceId,
     import: ImportId,
-    pub(super) request_id: String,
-    /// True once the import has succeeded, and the id with it.
+    pub(super) idempotency_key: String,
+    /// True once the import has succeeded. The key then keeps its answer.
     pub(super) is_answered: bool,
     _renewing: AbortOnDropHandle<()>,
 }
@@ -37,31 +39,37 @@ impl Drop for Claimed {
             return;
         }
         let (store, workspace, import) = (self.store.clone(), self.workspace, self.import);
-        let request_id = std::mem::take(&mut self.request_id);
+        let idempotency_key = std::mem::take(&mut self.idempotency_key);
         tokio::spawn(async move {
-            if let Err(error) = store.release_claim(workspace, import, &request_id).await {
-                tracing::debug!(cause = %error, "a request id stays claimed until its lease ends");
+            if let Err(error) = store.release_claim(workspace, import, &idempotency_key).await {
+                tracing::debug!(cause = %error, "an idempotency key stays claimed until its lease ends");
             }
         });
     }
 }
 
 impl Claimed {
-    /// Claims the id for an import whose first message holds `first`, or waits until the import that has it is done
-    /// and returns its outcome. Reads on while it waits: what is sent and not read would block all other calls on
-    /// its connection. A stream that is too long for that does not wait.
+    /// Claims the key for an import whose first message contains `first`. If another import has the
+    /// key, waits up to 60 seconds until that one is done, and returns its outcome. Reads the
+    /// stream ahead while it waits: bytes that are sent and not read would block all other calls on
+    /// the connection.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when the key belongs to an import of other entries.
+    /// [`Error::Unavailable`] when the other import does not end in time, when too many repeats
+    /// wait, or when the stream is too long to be read ahead. Those of `messages` and the store.
     pub(super) async fn wait_for(
         store: &Store,
         workspace: WorkspaceId,
         import: ImportId,
-        request_id: String,
+        idempotency_key: String,
         first: &[Sent<'_>],
         messages: &mut Messages<ImportEntriesRequest>,
         repeats: &Semaphore,
     ) -> Result<Result<Self, Replay>, Error> {
         let require_same = |kept: Option<Fingerprint>| match kept {
             Some(kept) if !kept.fits(first.iter().copied()) => {
-                Err(Error::Conflict("This request id belongs to an import of other entries. Use another one for each import."))
+                Err(Error::Conflict("This idempotency key belongs to an import of other entries. Use another one for each import."))
             }
             _ => Ok(()),
         };
@@ -70,7 +78,7 @@ impl Claimed {
         let mut waiting = None;
         let mut pause = Duration::from_millis(20);
         loop {
-            match store.claim_request(workspace, import, &request_id, &fingerprint).await? {
+            match store.claim_request(workspace, import, &idempotency_key, &fingerprint).await? {
                 Claim::Mine => break,
                 Claim::Done(replay, kept) => {
                     require_same(kept)?;
@@ -94,12 +102,12 @@ impl Claimed {
             pause = (2 * pause).min(Duration::from_secs(1));
         }
         let renewing = tokio::spawn({
-            let (store, request_id) = (store.clone(), request_id.clone());
+            let (store, idempotency_key) = (store.clone(), idempotency_key.clone());
             async move {
                 loop {
                     sleep(Store::LEASE / 3).await;
-                    if let Err(error) = store.renew_claim(workspace, import, &request_id).await {
-                        tracing::warn!(cause = %error, "a request id could not be renewed");
+                    if let Err(error) = store.renew_claim(workspace, import, &idempotency_key).await {
+                        tracing::warn!(cause = %error, "the claim of an idempotency key could not be renewed");
                     }
                 }
             }
@@ -108,7 +116,7 @@ impl Claimed {
             store: store.clone(),
             workspace,
             import,
-            request_id,
+            idempotency_key,
             is_answered: false,
             _renewing: AbortOnDropHandle::new(renewing),
         }))

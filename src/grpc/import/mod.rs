@@ -1,7 +1,8 @@
-//! `ImportEntries`: from a stream of messages to stored batches, in constant memory.
+//! `ImportEntries`: stores a stream of messages in batches, in constant memory.
 //!
-//! While some batches are at the database, each on its own connection, the next one is filled. When too many
-//! are there, nothing more is read: the database's pace becomes the sender's through HTTP/2's flow control.
+//! Several batches are stored concurrently, each on its own connection, while the next one is
+//! filled. When too many are in flight, nothing more is read, and HTTP/2's flow control slows the
+//! sender down to the pace of the database.
 
 mod claim;
 mod sink;
@@ -29,21 +30,22 @@ use crate::{
     store::{ImportId, ImportIds, Store},
 };
 
-/// The reason of entries without one, when the call has no default of its own.
+/// The reason of entries without one, when the call has no default reason.
 const DEFAULT_REASON: &str = "import";
 
-/// Repeats that may wait at once.
+/// Repeats that may wait at the same time.
 pub(super) const REPEATS_MAX: usize = 16;
 
 const BUSY_REPEAT: Error = Error::Unavailable {
-    message: "Another call with the same request id runs now. Send this one again when it has ended, to get its answer.",
+    message: "Another call with the same idempotency key is running. Send this one again when that has ended, to get its answer.",
     source: None,
 };
 
 /// Imports a whole stream.
 ///
 /// # Errors
-/// A status with the counts so far in its `ErrorInfo`. Batches stored until then stay.
+/// A status with the counts so far in its `ErrorInfo`, unless the import never began. Batches
+/// stored until then stay.
 pub(super) async fn run(
     store: &Store,
     auth: Arc<Authenticator>,
@@ -60,15 +62,15 @@ pub(super) async fn run(
     };
     let options = first.options.clone().unwrap_or_default();
     let default_reason = convert::default_reason(options.default_reason, DEFAULT_REASON).map_err(status::from_error)?;
-    let request_id = convert::request_id(options.request_id).map_err(status::from_error)?;
+    let idempotency_key = convert::idempotency_key(options.request_id).map_err(status::from_error)?;
     let ids = ImportIds { workspace: principal.workspace, key: principal.key, import: ImportId::new() };
     let sink = if options.validate_only {
         Sink::Rehearse(Rehearsing::new(store.clone(), ids))
     } else {
-        let claim = match request_id {
-            Some(request_id) => {
+        let claim = match idempotency_key {
+            Some(idempotency_key) => {
                 let sent = convert::sent(&first);
-                let claimed = Claimed::wait_for(store, ids.workspace, ids.import, request_id, &sent, &mut messages, repeats);
+                let claimed = Claimed::wait_for(store, ids.workspace, ids.import, idempotency_key, &sent, &mut messages, repeats);
                 match claimed.await.map_err(status::from_error)? {
                     Ok(claim) => Some(claim),
                     Err(replay) => return convert::replay(replay).map_err(status::from_error),
@@ -116,10 +118,12 @@ impl Import {
                         let line = entry.line;
                         match convert::entry(entry, &self.default_reason, now) {
                             Ok(entry) => {
-                                // A full batch waits for the entry after it: only then is it known not to be the last.
+                                // A full batch is sent when another entry follows: only then is it
+                                // known not to be the last.
                                 if batch.is_full() {
                                     sent += 1;
-                                    // The first ones are small, so that every connection has something to do soon.
+                                    // The first batches are small, so that every connection has
+                                    // work soon.
                                     let is_small = sent < self.limits.batches_in_flight_max;
                                     let entries_max = if is_small { BATCH_ENTRIES_MIN } else { self.limits.batch_entries_max };
                                     let full = std::mem::replace(&mut batch, Batch::new(entries_max));

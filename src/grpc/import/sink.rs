@@ -1,5 +1,5 @@
-//! Where the batches of an import go: into the table, or, when nothing is to be stored, through a
-//! rehearsal that only counts.
+//! Where the batches of an import go: into the table, or, with `validate_only`, through a rehearsal
+//! that only counts.
 
 use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
@@ -11,10 +11,10 @@ use crate::{
     store::{Answered, End, FirstBatch, ImportIds, Rehearsal, Store},
 };
 
-/// Stores batches, several at once.
+/// Stores batches, several concurrently.
 ///
-/// The first batch is stored before the second is sent: it brings the import's row of the log with it, so
-/// that no entry is on a list without one.
+/// The first batch is stored before the second is sent. Its transaction also writes the import's
+/// row in the log, so that no entry is stored without such a row.
 pub(super) struct Storing {
     store: Store,
     ids: ImportIds,
@@ -24,7 +24,7 @@ pub(super) struct Storing {
     in_flight_max: usize,
 }
 
-/// A batch that is in the table.
+/// The counts of a stored batch.
 struct Stored {
     received: u64,
     imported: u64,
@@ -35,21 +35,23 @@ impl Storing {
         Self { store, ids, claim, batches: 0, in_flight: JoinSet::new(), in_flight_max }
     }
 
-    /// Sends a batch to the database; waits while too many are there. Counts what is done in `tally`.
+    /// Sends a batch to the database. Waits while too many are in flight. Adds the batches that are
+    /// done to `tally`.
     ///
     /// # Errors
-    /// That of any batch so far. Those that are at the database still go on; see [`Storing::settle`].
+    /// That of any batch so far. Batches in flight continue; see [`Storing::settle`].
     pub(super) async fn send(&mut self, batch: Batch, tally: &mut Tally) -> Result<(), Error> {
         self.spawn(batch, tally, None).await?;
-        // Takes what is done already, so that an error ends the import early.
+        // Batches that are done are collected now, so that an error ends the import early.
         while let Some(done) = self.in_flight.try_join_next() {
             count(done, tally)?;
         }
         Ok(())
     }
 
-    /// Sends the last batch, which may be empty, waits for all, and completes the import's row. A batch that is
-    /// the whole import ends it in its own transaction, so that everything of it is there or nothing.
+    /// Sends the last batch, which may be empty, waits for all batches, and completes the import's
+    /// row in the log. If this batch is the whole import, its transaction does that as well, so
+    /// that either all of the import is stored or nothing.
     ///
     /// # Errors
     /// As [`Storing::send`].
@@ -58,7 +60,7 @@ impl Storing {
             answers: self
                 .claim
                 .as_ref()
-                .map(|claim| Answered { request_id: claim.request_id.clone(), errors: convert::errors_to_keep(tally) }),
+                .map(|claim| Answered { request_id: claim.idempotency_key.clone(), errors: convert::errors_to_keep(tally) }),
         };
         let is_whole = self.batches == 0 && !last.is_empty();
         if is_whole {
@@ -77,19 +79,19 @@ impl Storing {
         Ok(())
     }
 
-    /// After an error: waits for the batches that are at the database still, so that the counts include every one
-    /// that was stored.
+    /// After an error: waits for the batches in flight, so that the counts include every batch that
+    /// was stored.
     pub(super) async fn settle(&mut self, tally: &mut Tally) {
         while let Some(done) = self.in_flight.join_next().await {
-            // The first error is the one that is reported; those of the batches beside it have the same cause.
+            // Only the first error is reported. Those of the other batches have the same cause.
             let _ = count(done, tally);
         }
-        // While the database is away, the row keeps what was known when it was written last.
+        // While the database is away, the row keeps the counts that were written last.
         if self.batches > 1
             && self.store.is_reachable()
             && let Err(error) = self.store.end_import(self.ids, tally, None).await
         {
-            tracing::warn!(cause = %error, "the log of a broken import has the counts of its first batch alone");
+            tracing::warn!(cause = %error, "the log of an aborted import has only the counts of its first batch");
         }
     }
 
@@ -131,7 +133,8 @@ fn count(done: Result<Result<Stored, Error>, JoinError>, tally: &mut Tally) -> R
     Ok(())
 }
 
-/// Counts what batches would do, one after the other. A second batch makes it remember what it has seen.
+/// Counts what batches would do, one after the other. With the first of several batches it begins
+/// to remember the addresses it has seen.
 pub(super) struct Rehearsing {
     store: Store,
     ids: ImportIds,
@@ -143,7 +146,7 @@ impl Rehearsing {
         Self { store, ids, rehearsal: None }
     }
 
-    /// Looks a batch up, and remembers it.
+    /// Looks a batch up, and remembers its addresses.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
