@@ -1,4 +1,5 @@
-//! What requests may have in memory: counted before it is made, limited over all calls, and shared between workspaces.
+//! The memory that requests may use: counted before it is allocated, limited over all calls, and
+//! shared between workspaces.
 
 use std::{
     process::{Command, Stdio},
@@ -20,12 +21,12 @@ use crate::{
 
 const IMPORT: &str = "/dnc.v1.DncService/ImportEntries";
 
-/// A gRPC message of these bytes.
+/// A gRPC message with `bytes` as its content.
 fn message(bytes: &[u8]) -> Vec<u8> {
     [&[0][..], &u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
 
-/// A message of that many entries without anything in them.
+/// A message of `count` empty entries.
 fn empty_entries(count: usize) -> Vec<u8> {
     message(&[0x0a, 0x00].repeat(count))
 }
@@ -35,13 +36,13 @@ fn whole(bytes: Vec<u8>) -> Body {
     Body::new(StreamBody::new(stream::iter([Ok::<_, Status>(frame)])))
 }
 
-/// A body that stands still after these bytes.
+/// A body that stalls after `bytes`.
 fn unfinished(bytes: Vec<u8>) -> Body {
     let frame = http_body::Frame::data(prost::bytes::Bytes::from(bytes));
     Body::new(StreamBody::new(stream::iter([Ok::<_, Status>(frame)]).chain(stream::pending())))
 }
 
-/// The status of a call with these bytes for its body.
+/// Makes a call with this body, and returns its status.
 async fn call(channel: Channel, path: &str, key: &str, body: Body) -> Status {
     let request =
         http::Request::post(path).header("content-type", "application/grpc").header("te", "trailers").header("x-api-key", key);
@@ -60,7 +61,7 @@ async fn call(channel: Channel, path: &str, key: &str, body: Body) -> Status {
 }
 
 #[tokio::test]
-async fn messages_of_too_many_entries_are_refused() {
+async fn messages_with_too_many_entries_are_refused() {
     let server = TestServer::start().await;
     let status = call(server.channel().await, IMPORT, &server.key, whole(empty_entries(2_000_000))).await;
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
@@ -76,13 +77,13 @@ async fn messages_of_too_many_entries_are_refused() {
         assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "emails");
         assert!(status.message().starts_with("At most 10000"), "{}", status.message());
     }
-    // As many as are allowed are taken.
+    // The largest allowed number is accepted.
     let answer = server.import(vec![request(numbered(0..100_000).collect())]).await.unwrap();
     assert_eq!(answer.imported, 100_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_has_a_limit_whatever_is_sent() {
+async fn memory_is_limited_whatever_is_sent() {
     let server = TestServer::start().await;
     let process = Process::serving(
         Command::new(env!("CARGO_BIN_EXE_dnc"))
@@ -116,7 +117,7 @@ async fn memory_has_a_limit_whatever_is_sent() {
 }
 
 #[tokio::test]
-async fn a_workspace_that_fills_its_share_stops_itself_alone() {
+async fn a_workspace_that_uses_up_its_share_blocks_only_itself() {
     let server = TestServer::start_with(&["--work-bytes-max", "1048576"], &database().await).await;
     let begun = message(&[0; 300_000])[..1_000].to_vec();
     let stalled = tokio::spawn({
@@ -138,7 +139,7 @@ async fn a_workspace_that_fills_its_share_stops_itself_alone() {
     assert_eq!(refused.get_details_error_info().unwrap().reason, "UNAVAILABLE");
     let import = with_key(stream::iter([request(numbered(0..1).collect())]), &server.other_key);
     server.client().await.import_entries(import).await.expect("another workspace has its own share");
-    // A message that stands still is given up, and its share is free again.
+    // A stalled message is refused at its deadline, and its share is free again.
     let status = tokio::time::timeout(Duration::from_secs(60), stalled).await.expect("it has a deadline").unwrap();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     server.import(vec![request(numbered(0..1).collect())]).await.expect("the share is free again");
@@ -147,7 +148,7 @@ async fn a_workspace_that_fills_its_share_stops_itself_alone() {
 #[tokio::test]
 async fn the_deadline_of_the_caller_holds() {
     let server = TestServer::start().await;
-    // Without tonic's client, which would end the call by itself.
+    // Not with tonic's client, which would end the call by itself.
     let io = tokio::net::TcpStream::connect(server.grpc_url.strip_prefix("http://").unwrap()).await.unwrap();
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io));
     let (mut client, connection) = handshake.await.unwrap();

@@ -1,4 +1,4 @@
-//! What was acknowledged is there, whatever is killed.
+//! An acknowledged entry stays stored, whatever is killed.
 
 use dnc::{
     postgres::{self, PrivatePostgres},
@@ -12,7 +12,7 @@ use crate::{
     harness::{TestServer, until, with_key},
 };
 
-/// A database that a test may do anything to, migrated.
+/// A private PostgreSQL with a migrated database, which a test may damage.
 async fn own_database(dir: &std::path::Path) -> (PrivatePostgres, String) {
     let options = postgres::Options { dir: dir.join("postgres"), is_ephemeral: false, connections_max: 50 };
     let postgres = PrivatePostgres::start(options).await.unwrap();
@@ -25,12 +25,12 @@ async fn own_database(dir: &std::path::Path) -> (PrivatePostgres, String) {
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_was_lost_counts_as_what_it_did() {
+async fn a_commit_whose_answer_was_lost_is_counted_by_its_outcome() {
     let dir = tempfile::tempdir().unwrap();
     let (_postgres, database_url) = own_database(dir.path()).await;
     let server = TestServer::start_with(&[], &database_url).await;
     let mut connection = server.connection().await;
-    // A commit now waits for a copy that there is not, after it has happened here.
+    // A commit now waits for a standby that does not exist, after it has taken effect here.
     sqlx::raw_sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").execute(&mut connection).await.unwrap();
     sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
     let shown = async |connection: &mut sqlx::PgConnection| -> String {
@@ -55,7 +55,7 @@ async fn a_commit_whose_answer_was_lost_counts_as_what_it_did() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_came_into_conflict_is_tried_again_within_limits() {
+async fn a_transaction_in_conflict_is_retried_within_limits() {
     let server = TestServer::start().await;
     let refuse = "CREATE SEQUENCE tries;
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -125,7 +125,7 @@ async fn a_database_killed_in_the_middle_of_a_stream_loses_nothing_acknowledged(
     postgres.restart().await.unwrap();
     assert!(server.count().await >= 60_000, "what was acknowledged is there");
     let requests = || all.chunks(5_000).map(|chunk| request(chunk.to_vec())).collect::<Vec<_>>();
-    let answer = server.import(requests()).await.expect("the repeat ends right");
+    let answer = server.import(requests()).await.expect("the repeat succeeds");
     assert_eq!(answer.imported + answer.skipped, 200_000);
     assert!(answer.skipped >= 60_000);
     assert_eq!(server.count().await, 200_000);

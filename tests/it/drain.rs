@@ -1,4 +1,5 @@
-//! The end of a server: running imports finish, new calls are told to go elsewhere, a second signal cuts everything off.
+//! The shutdown of a server: running imports finish, new calls are refused, and a second signal
+//! ends everything at once.
 
 use std::{
     process::{Command, Stdio},
@@ -94,7 +95,7 @@ async fn a_signal_ends_a_start_that_waits_for_its_database() {
     link.all(Flow::Stall);
     let connections = link.made();
     let mut process = Process::starting(&mut serve(&link.url(&server.database_url)));
-    until("it asks the database", || std::future::ready(link.made() > connections)).await;
+    until("it connects to the database", || std::future::ready(link.made() > connections)).await;
     process.signal("-TERM");
     let since = Instant::now();
     until("the process ends", || std::future::ready(process.try_wait().is_some())).await;

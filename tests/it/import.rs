@@ -1,4 +1,4 @@
-//! `ImportEntries`: the counts, the causes, and that nothing is stored twice or lost.
+//! `ImportEntries`: the counts, the reported errors, and that no entry is lost or stored twice.
 
 use std::collections::HashSet;
 
@@ -29,7 +29,7 @@ async fn an_empty_stream_answers_three_zeros() {
 }
 
 #[tokio::test]
-async fn a_bad_entry_never_stops_the_rest_and_is_told_by_its_place() {
+async fn a_rejected_entry_is_reported_by_its_index_and_stops_no_other() {
     let server = TestServer::start().await;
     let bad_type = Entry { r#type: 7, ..email("a@example.com") };
     let bad_reason = Entry { reason: "x".repeat(65), ..email("b@example.com") };
@@ -59,7 +59,7 @@ async fn a_bad_entry_never_stops_the_rest_and_is_told_by_its_place() {
 }
 
 #[tokio::test]
-async fn what_a_sender_could_not_read_is_counted_where_it_stood() {
+async fn unreadable_entries_are_counted_at_their_positions() {
     let server = TestServer::start().await;
     let unreadable = |position, line, code: &str| UnreadableEntry {
         position,
@@ -83,7 +83,7 @@ async fn what_a_sender_could_not_read_is_counted_where_it_stood() {
     let errors: Vec<_> = answer.errors.iter().map(|error| (error.index, error.line, error.code.as_str())).collect();
     assert_eq!(errors, [(0, 1, "INVALID_LINE"), (2, 3, "LINE_TOO_LONG"), (3, 4, "INVALID_EMAIL"), (4, 5, "INVALID_LINE")]);
     assert_eq!(answer.errors[0].message, "The line is no entry.");
-    assert_eq!(server.import(messages.clone()).await.unwrap(), answer, "a replay needs no second reading");
+    assert_eq!(server.import(messages.clone()).await.unwrap(), answer, "a repeat gets the same answer");
     let mut other = messages.clone();
     other[0].unreadable[0].code = "LINE_TOO_LONG".into();
     assert_eq!(server.import(other).await.unwrap_err().code(), Code::FailedPrecondition);
@@ -111,7 +111,7 @@ async fn the_time_of_an_opt_out_is_kept_as_given() {
     assert_eq!(counts(&answer), (3, 0, 2));
     let errors: Vec<_> = answer.errors.iter().map(|error| (error.index, error.field.as_str(), error.code.as_str())).collect();
     assert_eq!(errors, [(3, "unsubscribe_time", "INVALID_TIME"), (4, "unsubscribe_time", "INVALID_TIME")]);
-    // A later import changes nothing, the time included.
+    // A later import does not change a stored entry, nor its time.
     let later = Entry { unsubscribe_time: at(1_200_000_000), ..email("a@example.com") };
     let again = Entry { unsubscribe_time: at(1_200_000_000), ..email("b@example.com") };
     assert_eq!(counts(&server.import(vec![request(vec![later, again])]).await.unwrap()), (0, 2, 0));
@@ -130,7 +130,7 @@ async fn the_time_of_an_opt_out_is_kept_as_given() {
 }
 
 #[tokio::test]
-async fn what_exists_is_left_exactly_as_it_is() {
+async fn a_stored_entry_is_left_as_it_is() {
     let server = TestServer::start().await;
     let first = Entry { reason: "complaint".into(), ..email("a@example.com") };
     let repeated = Entry { reason: "manual".into(), ..email("A@EXAMPLE.COM") };
@@ -142,13 +142,13 @@ async fn what_exists_is_left_exactly_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_missing_reason_is_the_calls_default() {
+async fn an_entry_without_a_reason_gets_the_default_of_the_call() {
     let server = TestServer::start().await;
     server.import(vec![request(vec![email("a@example.com")])]).await.unwrap();
     let options = ImportOptions { default_reason: " Asked us by phone ".into(), ..ImportOptions::default() };
     let own = Entry { reason: "Whatever They Said".into(), ..email("c@example.com") };
     server.import(vec![with_options(vec![email("b@example.com"), own], options)]).await.unwrap();
-    // Options count on the first message only.
+    // Only the options of the first message are used.
     let late = ImportOptions { default_reason: "late".into(), validate_only: true, ..ImportOptions::default() };
     server.import(vec![request(vec![]), with_options(vec![email("d@example.com")], late)]).await.unwrap();
     let reasons: Vec<_> = server.rows(server.workspace).await.into_iter().map(|row| row.1).collect();
@@ -169,7 +169,7 @@ async fn validate_only_stores_nothing_and_answers_what_would_have_happened() {
     small.extend([email("USER0000149@example2.com"), email("bad")]);
     let answer = server.import(vec![with_options(small, dry.clone())]).await.unwrap();
     assert_eq!(counts(&answer), (50, 51, 1));
-    // Over several batches too, with repeats that are batches apart.
+    // The same over several batches, with repeats in different batches.
     let mut requests: Vec<_> =
         numbered(0..50_000).collect::<Vec<_>>().chunks(10_000).map(|chunk| request(chunk.to_vec())).collect();
     requests.push(request(numbered(0..10_000).collect()));
@@ -243,7 +243,7 @@ async fn a_message_that_is_too_large_is_refused_with_the_counts_so_far() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_leaves_whole_batches_only() {
+async fn an_import_whose_caller_is_gone_leaves_complete_batches_only() {
     let server = TestServer::start().await;
     let (send, messages) = tokio::sync::mpsc::channel(1);
     let mut client = server.client().await;
@@ -262,7 +262,7 @@ async fn a_caller_that_goes_away_leaves_whole_batches_only() {
 }
 
 #[tokio::test]
-async fn a_stream_that_says_nothing_for_too_long_is_ended() {
+async fn an_idle_stream_is_ended() {
     let server = TestServer::start_with(&["--stream-idle-timeout-secs", "1"], &crate::harness::database().await).await;
     let call = with_key(tokio_stream::pending(), &server.key);
     let status = server.client().await.import_entries(call).await.unwrap_err();
@@ -306,10 +306,10 @@ async fn reflection_and_health_answer_without_a_key() {
 #[tokio::test]
 async fn the_log_has_a_row_an_import_with_all_its_counts() {
     let server = TestServer::start().await;
-    // Several batches, with refused entries between and after them.
+    // Several batches, with rejected entries between and after them.
     let entries: Vec<Entry> = numbered(0..65_000)
         .enumerate()
-        .flat_map(|(place, entry)| if place % 9_000 == 0 { vec![entry, email("bad")] } else { vec![entry] })
+        .flat_map(|(index, entry)| if index % 9_000 == 0 { vec![entry, email("bad")] } else { vec![entry] })
         .chain([email("bad")])
         .collect();
     let requests: Vec<_> = entries.chunks(5_000).map(|chunk| request(chunk.to_vec())).collect();
@@ -322,13 +322,13 @@ async fn the_log_has_a_row_an_import_with_all_its_counts() {
     let log: Vec<(i64, i64, i64, bool)> =
         sqlx::query_as(log).bind(server.workspace.0).fetch_all(&mut server.connection().await).await.unwrap();
     assert_eq!(log[..2], [(65_000, 0, 9, true), (0, 65_000, 9, true)]);
-    // What broke has its complete batches in the log, and no end.
+    // The aborted import is logged with its complete batches and without an end.
     assert_eq!((log[2].0, log[2].3), (0, false));
     assert!(log[2].1 >= 50_000, "{log:?}");
 }
 
 #[tokio::test]
-async fn an_import_whose_caller_died_is_in_the_log_as_not_finished() {
+async fn an_import_whose_caller_is_gone_is_logged_as_not_finished() {
     let server = TestServer::start().await;
     let (send, messages) = tokio::sync::mpsc::channel(1);
     let mut client = server.client().await;
@@ -341,24 +341,24 @@ async fn an_import_whose_caller_died_is_in_the_log_as_not_finished() {
         .fetch_all(&mut server.connection().await)
         .await
         .unwrap();
-    assert_eq!(log, [(10_000, false)], "what its first batch stored");
+    assert_eq!(log, [(10_000, false)], "the counts of its first batch");
 }
 
 #[tokio::test]
-async fn a_request_id_is_good_for_the_same_entries_alone() {
+async fn an_idempotency_key_is_valid_only_for_the_same_entries() {
     let server = TestServer::start().await;
     let options = |request_id: &str| Some(ImportOptions { request_id: request_id.to_owned(), ..ImportOptions::default() });
     let with_id =
         |id: &str, entries: Vec<Entry>| ImportEntriesRequest { entries, options: options(id), ..ImportEntriesRequest::default() };
     let first = server.import(vec![with_id("a", numbered(0..3).collect())]).await.unwrap();
     assert_eq!(first.imported, 3);
-    // The same entries in other messages are the same import.
+    // The same entries, split into other messages, are the same import.
     let cut = vec![with_id("a", numbered(0..1).collect()), request(numbered(1..3).collect())];
     assert_eq!(server.import(cut).await.unwrap(), first);
     let status = server.import(vec![with_id("a", numbered(5..8).collect())]).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(status.get_details_error_info().unwrap().reason, "CONFLICT");
-    // An import of nothing is remembered, too.
+    // An import without entries is remembered as well.
     let nothing = server.import(vec![with_id("empty", vec![])]).await.unwrap();
     assert_eq!(server.import(vec![with_id("empty", vec![])]).await.unwrap(), nothing);
     let status = server.import(vec![with_id("empty", numbered(0..1).collect())]).await.unwrap_err();
@@ -368,7 +368,7 @@ async fn a_request_id_is_good_for_the_same_entries_alone() {
 }
 
 #[tokio::test]
-async fn a_long_repeat_does_not_wait_for_the_import_that_runs() {
+async fn a_long_repeat_does_not_wait_for_the_running_import() {
     let server = TestServer::start().await;
     let options = Some(ImportOptions { request_id: "a".to_owned(), ..ImportOptions::default() });
     let (send, messages) = tokio::sync::mpsc::channel(1);
@@ -379,7 +379,7 @@ async fn a_long_repeat_does_not_wait_for_the_import_that_runs() {
         ImportEntriesRequest { entries: numbered(0..5).collect(), options: options.clone(), ..ImportEntriesRequest::default() };
     send.send(first.clone()).await.unwrap();
     let claimed = "SELECT count(*) FROM import_requests";
-    until("the request id is claimed", || async {
+    until("the idempotency key is claimed", || async {
         sqlx::query_scalar::<_, i64>(claimed).fetch_one(&mut server.connection().await).await.unwrap() == 1
     })
     .await;
@@ -389,7 +389,7 @@ async fn a_long_repeat_does_not_wait_for_the_import_that_runs() {
     assert!(long.get_details_retry_info().is_some());
     let other = ImportEntriesRequest { entries: numbered(7..9).collect(), options, ..ImportEntriesRequest::default() };
     assert_eq!(server.import(vec![other]).await.unwrap_err().code(), Code::FailedPrecondition);
-    // A short one waits, and gets the same answer.
+    // A short repeat waits, and gets the same answer.
     let waiting = tokio::spawn({
         let mut client = server.client().await;
         let call = with_key(tokio_stream::iter([first]), &server.key);
@@ -401,7 +401,7 @@ async fn a_long_repeat_does_not_wait_for_the_import_that_runs() {
 }
 
 #[tokio::test]
-async fn a_revoked_key_ends_a_stream_that_trickles() {
+async fn a_revoked_key_ends_a_slow_stream() {
     let server = TestServer::start().await;
     let (send, messages) = tokio::sync::mpsc::channel(1);
     let mut client = server.client().await;
@@ -433,8 +433,8 @@ async fn a_long_dry_run_holds_no_connection_between_its_batches() {
     }
     let seen = "SELECT count(DISTINCT rehearsal) FROM rehearsed";
     let count = async |statement| sqlx::query_scalar::<_, i64>(statement).fetch_one(&mut server.connection().await).await.unwrap();
-    until("all have a batch behind them", async || count(seen).await == 6).await;
-    // All of them rest; another tenant's dry run does not wait for any.
+    until("each has looked up a batch", async || count(seen).await == 6).await;
+    // All of them are idle. A dry run of another workspace does not wait for any.
     let theirs = ImportEntriesRequest { entries: numbered(0..10_001).collect(), options, ..ImportEntriesRequest::default() };
     let theirs = with_key(tokio_stream::iter([theirs]), &server.other_key);
     assert_eq!(server.client().await.import_entries(theirs).await.unwrap().into_inner().imported, 10_001);
@@ -445,16 +445,16 @@ async fn a_long_dry_run_holds_no_connection_between_its_batches() {
         assert_eq!((answer.imported, answer.skipped), (20_000, 10_001));
     }
     assert_eq!(server.count().await, 0);
-    until("what was seen is forgotten", async || count("SELECT count(*) FROM rehearsed").await == 0).await;
+    until("the remembered addresses are deleted", async || count("SELECT count(*) FROM rehearsed").await == 0).await;
 }
 
 #[tokio::test]
-async fn a_stream_that_its_caller_breaks_off_is_not_taken_for_a_whole_one() {
+async fn a_cancelled_stream_does_not_count_as_complete() {
     let server = TestServer::start().await;
     for round in 0..3 {
         let start = round * 20_000;
         let options = ImportOptions { request_id: format!("broken-{round}"), ..ImportOptions::default() };
-        // One more than the first batch, so that the rest waits for what comes next.
+        // One more than the first batch, so that the rest waits for the next message.
         let first = with_options(numbered(start..start + 10_001).collect(), options);
         let (sender, messages) = tokio::sync::mpsc::channel(1);
         let messages =
@@ -469,6 +469,6 @@ async fn a_stream_that_its_caller_breaks_off_is_not_taken_for_a_whole_one() {
         running.await.unwrap().unwrap_err();
         let rest = request(numbered(start + 10_001..start + 20_000).collect());
         let answer = server.import(vec![first, rest]).await.unwrap();
-        assert_eq!(answer.imported + answer.skipped, 20_000, "not the answer of the part that came before");
+        assert_eq!(answer.imported + answer.skipped, 20_000, "not the answer to the part that arrived before");
     }
 }

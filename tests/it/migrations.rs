@@ -1,11 +1,11 @@
-//! Migrations over rows that are there.
+//! Migrations of a database that already has rows.
 
 use sqlx::{Connection, PgConnection};
 
 use crate::harness::bare_database;
 
 #[tokio::test]
-async fn the_log_of_older_imports_becomes_one_row_an_import() {
+async fn the_log_is_migrated_to_one_row_for_each_import() {
     let mut connection = PgConnection::connect(&bare_database().await).await.unwrap();
     for migration in [
         include_str!("../../migrations/0001_tenants.sql"),

@@ -1,4 +1,5 @@
-//! What operators see of a list and of its logs: `dnc list`, `summary`, `imports`, `deletions` and the tables they print.
+//! The commands for operators, and the tables that they print: `dnc list`, `summary`, `imports`,
+//! `deletions`, `keys` and `users`.
 
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use crate::{
     harness::{TestServer, with_key},
 };
 
-/// What the command prints to standard output and to standard error.
+/// Runs a command that must succeed, and returns its standard output and standard error.
 fn dnc(server: &TestServer, args: &[&str]) -> (String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
     command.args(args).env("DATABASE_URL", &server.database_url).env("DNC_SERVER", &server.grpc_url);
@@ -26,7 +27,7 @@ fn json(server: &TestServer, args: &[&str]) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_logs_say_who_put_entries_on_a_list_and_who_took_them_off() {
+async fn the_logs_show_who_stored_and_who_deleted_entries() {
     let server = TestServer::start().await;
     server.import(vec![request(numbered(0..5).collect())]).await.unwrap();
     server.import(vec![request(numbered(3..6).chain([email("nonsense")]).collect())]).await.unwrap();
@@ -65,7 +66,7 @@ async fn the_logs_say_who_put_entries_on_a_list_and_who_took_them_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_is_shown_page_by_page_and_summed_up() {
+async fn a_list_is_shown_page_by_page_and_summarized() {
     let server = TestServer::start().await;
     let bounced = numbered(0..1_500).map(|entry| Entry { reason: "bounce".into(), ..entry });
     server.import(vec![request(bounced.chain([domain("blocked.com")]).collect())]).await.unwrap();

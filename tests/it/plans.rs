@@ -1,8 +1,8 @@
-//! What statements look at: whatever PostgreSQL knows or believes of a table, an address that is named costs one look into the
-//! index, and whoever reads or deletes a whole list passes over it once.
+//! How many rows and blocks statements read. Whatever statistics PostgreSQL has about a table, a
+//! named address costs one index look-up, and reading or deleting a whole list reads it once.
 //!
-//! PostgreSQL itself counts the rows and blocks that were looked at, so a plan of any shape shows. A session hands its counts in
-//! when it ends; therefore every step has a service of its own.
+//! PostgreSQL itself counts the rows and blocks, so a bad plan of any kind is noticed. A session
+//! reports its counts when it ends, so every step runs a service of its own.
 
 use dnc::{
     domain::WorkspaceId,
@@ -21,17 +21,18 @@ use crate::{
     harness::{TestServer, database, until, with_key},
 };
 
-/// Blocks that one look by key may touch: the index's levels, a block of the table, and the same again to delete the row there.
-const BLOCKS_OF_A_LOOK: i64 = 12;
+/// Blocks that one look-up by key may read: the levels of the index, a block of the table, and the
+/// same again to delete the row.
+const BLOCKS_PER_LOOKUP: i64 = 12;
 
-/// Blocks that PostgreSQL looks at while it makes plans, and rows beside the point.
+/// Blocks that PostgreSQL reads while it plans, and rows that do not depend on the calls.
 const SLACK: i64 = 500;
 
-/// Statements that are repeated this often run with the plan that their session keeps.
-const OFTEN: usize = 8;
+/// After this many repetitions a session uses a cached generic plan for a statement.
+const REPEATS: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
-struct Looks {
+struct Reads {
     rows: i64,
     blocks: i64,
 }
@@ -69,7 +70,7 @@ impl Lists {
         sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await.unwrap()
     }
 
-    /// Stores addresses as [`numbered`] makes them, past the service.
+    /// Inserts the addresses of [`numbered`] without the service.
     async fn fill(&self, workspace: WorkspaceId, numbers: std::ops::Range<u32>, step: u32) {
         self.run(format!(
             "INSERT INTO entries (workspace_id, added_by, address, reason)
@@ -82,18 +83,18 @@ impl Lists {
         .await;
     }
 
-    /// What the calls of a step look at in the table of entries.
-    async fn looks<T>(&self, calls: impl AsyncFnOnce(&mut DncServiceClient<Channel>) -> T) -> (T, Looks) {
+    /// What the calls of a step read of the table of entries.
+    async fn reads<T>(&self, calls: impl AsyncFnOnce(&mut DncServiceClient<Channel>) -> T) -> (T, Reads) {
         let before = self.counted().await;
         let server = TestServer::start_with(&[], &self.url).await;
         let done = calls(&mut server.client().await).await;
         server.begin_stop();
         server.ended().await;
         let after = self.counted().await;
-        (done, Looks { rows: after.rows - before.rows, blocks: after.blocks - before.blocks })
+        (done, Reads { rows: after.rows - before.rows, blocks: after.blocks - before.blocks })
     }
 
-    async fn counted(&self) -> Looks {
+    async fn counted(&self) -> Reads {
         let connection = Mutex::new(PgConnection::connect(&self.url).await.unwrap());
         until("every other session has ended", || async {
             let others = "SELECT count(*) FROM pg_stat_activity
@@ -108,7 +109,7 @@ impl Lists {
         .fetch_one(&mut connection.into_inner())
         .await
         .unwrap();
-        Looks { rows, blocks }
+        Reads { rows, blocks }
     }
 }
 
@@ -145,16 +146,16 @@ fn stored_from(time: OffsetDateTime) -> EntryFilter {
     EntryFilter { create_time_from: Some(create_time_from), ..EntryFilter::default() }
 }
 
-/// At most one look by key for each name.
+/// Asserts that each name cost at most one look-up by key.
 #[track_caller]
-fn assert_by_key(what: &str, looks: Looks, names: usize) {
+fn assert_by_key(what: &str, reads: Reads, names: usize) {
     let names = names as i64;
-    assert!(looks.rows <= 2 * names + SLACK, "{what}: {names} names, {looks:?}");
-    assert!(looks.blocks <= BLOCKS_OF_A_LOOK * names + SLACK, "{what}: {names} names, {looks:?}");
+    assert!(reads.rows <= 2 * names + SLACK, "{what}: {names} names, {reads:?}");
+    assert!(reads.blocks <= BLOCKS_PER_LOOKUP * names + SLACK, "{what}: {names} names, {reads:?}");
 }
 
 #[tokio::test]
-async fn a_workspace_that_the_statistics_do_not_know_is_read_by_key() {
+async fn a_workspace_without_statistics_is_read_by_key() {
     const LARGE: u32 = 300_000;
     const FRESH: u32 = 30_000;
     let lists = Lists::new().await;
@@ -162,7 +163,7 @@ async fn a_workspace_that_the_statistics_do_not_know_is_read_by_key() {
     lists.run("VACUUM ANALYZE entries").await;
     let key = &lists.ours.1;
     let (imported, _) = lists
-        .looks(async |client| {
+        .reads(async |client| {
             let messages: Vec<_> =
                 (0..FRESH).step_by(10_000).map(|from| request(numbered(from..from + 10_000).collect())).collect();
             client.import_entries(with_key(tokio_stream::iter(messages), key)).await.unwrap().into_inner().imported
@@ -170,28 +171,28 @@ async fn a_workspace_that_the_statistics_do_not_know_is_read_by_key() {
         .await;
     assert_eq!(imported, u64::from(FRESH));
 
-    // Every second one is on the list.
+    // Every second address is on the list.
     for names in [1_u32, 1_000, 10_000] {
         let emails = emails((0..names).map(|n| (n % 2 * FRESH) + n));
-        let (found, looks) = lists
-            .looks(async |client| {
+        let (found, reads) = lists
+            .reads(async |client| {
                 let mut found = 0;
-                for _ in 0..OFTEN {
+                for _ in 0..REPEATS {
                     found += suppressed(client, key, emails.clone()).await;
                 }
                 found
             })
             .await;
-        assert_eq!(found, names.div_ceil(2) as usize * OFTEN);
-        assert_by_key("check", looks, OFTEN * (names as usize + 7));
+        assert_eq!(found, names.div_ceil(2) as usize * REPEATS);
+        assert_by_key("check", reads, REPEATS * (names as usize + 7));
     }
 
     let again: Vec<_> = numbered(0..10_000).collect();
-    let (skipped, looks) = lists
-        .looks(async |client| {
+    let (skipped, reads) = lists
+        .reads(async |client| {
             let mut skipped = 0;
-            for _ in 0..OFTEN {
-                // A message alone, and one of several.
+            for _ in 0..REPEATS {
+                // A stream of one message, and one of two.
                 for messages in [vec![again[..1_000].to_vec()], vec![again[..5_000].to_vec(), again[5_000..].to_vec()]] {
                     let options = ImportOptions { validate_only: true, ..ImportOptions::default() };
                     let messages: Vec<_> = messages.into_iter().map(|entries| with_options(entries, options.clone())).collect();
@@ -202,13 +203,13 @@ async fn a_workspace_that_the_statistics_do_not_know_is_read_by_key() {
             skipped
         })
         .await;
-    assert_eq!(skipped, 11_000 * OFTEN as u64);
-    assert_by_key("dry run", looks, 11_000 * OFTEN);
+    assert_eq!(skipped, 11_000 * REPEATS as u64);
+    assert_by_key("dry run", reads, 11_000 * REPEATS);
 
-    let (deleted, looks) = lists
-        .looks(async |client| {
+    let (deleted, reads) = lists
+        .reads(async |client| {
             let mut deleted = 0;
-            for call in 0..OFTEN as u32 {
+            for call in 0..REPEATS as u32 {
                 let emails = emails(call * 1_000..(call + 1) * 1_000);
                 let message = DeleteEntriesRequest { emails, ..DeleteEntriesRequest::default() };
                 deleted += delete(client, key, DeleteEntriesRequest { validate_only: true, ..message.clone() }).await;
@@ -218,13 +219,13 @@ async fn a_workspace_that_the_statistics_do_not_know_is_read_by_key() {
         })
         .await;
     assert_eq!(deleted, 16_000);
-    assert_by_key("deletion of named entries", looks, 16_000);
+    assert_by_key("deletion of named entries", reads, 16_000);
 
     let left = i64::from(FRESH) - 8_000;
-    let (listed, looks) = lists
-        .looks(async |client| {
+    let (listed, reads) = lists
+        .reads(async |client| {
             let (mut listed, mut page_token) = (0, String::new());
-            for _ in 0..OFTEN {
+            for _ in 0..REPEATS {
                 let message = ListEntriesRequest { page_size: 100, page_token, ..ListEntriesRequest::default() };
                 let page = client.list_entries(with_key(message, key)).await.unwrap().into_inner();
                 listed += page.entries.len();
@@ -233,23 +234,23 @@ async fn a_workspace_that_the_statistics_do_not_know_is_read_by_key() {
             listed
         })
         .await;
-    assert_eq!(listed, 100 * OFTEN);
-    assert!(looks.rows <= 101 * OFTEN as i64 + SLACK, "pages: {looks:?}");
+    assert_eq!(listed, 100 * REPEATS);
+    assert!(reads.rows <= 101 * REPEATS as i64 + SLACK, "pages: {reads:?}");
 
-    let (count, looks) = lists.looks(async |client| exported(client, key, EntryFilter::default()).await).await;
+    let (count, reads) = lists.reads(async |client| exported(client, key, EntryFilter::default()).await).await;
     assert_eq!(count as i64, left);
-    assert!(looks.rows <= left + SLACK, "export: {looks:?}");
+    assert!(reads.rows <= left + SLACK, "export: {reads:?}");
 
-    let (deleted, looks) = lists
-        .looks(async |client| delete(client, key, DeleteEntriesRequest { all: true, ..DeleteEntriesRequest::default() }).await)
+    let (deleted, reads) = lists
+        .reads(async |client| delete(client, key, DeleteEntriesRequest { all: true, ..DeleteEntriesRequest::default() }).await)
         .await;
     assert_eq!(deleted, left);
-    assert!(looks.rows <= 2 * left + SLACK, "deletion of all: {looks:?}");
-    assert!(looks.blocks <= BLOCKS_OF_A_LOOK * left + SLACK, "deletion of all: {looks:?}");
+    assert!(reads.rows <= 2 * left + SLACK, "deletion of all: {reads:?}");
+    assert!(reads.blocks <= BLOCKS_PER_LOOKUP * left + SLACK, "deletion of all: {reads:?}");
 }
 
 #[tokio::test]
-async fn an_export_of_what_was_just_stored_passes_over_the_list_once() {
+async fn an_export_of_recent_entries_reads_the_list_once() {
     const OLD: u32 = 200_000;
     const FRESH: u32 = 60_000;
     let lists = Lists::new().await;
@@ -260,19 +261,20 @@ async fn an_export_of_what_was_just_stored_passes_over_the_list_once() {
     lists.fill(*workspace, 0..2 * FRESH, 2).await;
     let all = i64::from(OLD + FRESH);
 
-    let (count, looks) = lists.looks(async |client| exported(client, key, stored_from(before)).await).await;
+    let (count, reads) = lists.reads(async |client| exported(client, key, stored_from(before)).await).await;
     assert_eq!(count, FRESH as usize);
-    assert!(looks.rows <= all + SLACK, "export: {looks:?}");
+    assert!(reads.rows <= all + SLACK, "export: {reads:?}");
     let message = DeleteEntriesRequest { all: true, filter: Some(stored_from(before)), ..DeleteEntriesRequest::default() };
-    let (deleted, looks) = lists.looks(async |client| delete(client, key, message).await).await;
+    let (deleted, reads) = lists.reads(async |client| delete(client, key, message).await).await;
     assert_eq!(deleted, i64::from(FRESH));
-    assert!(looks.rows <= all + i64::from(FRESH) + SLACK, "deletion: {looks:?}");
+    assert!(reads.rows <= all + i64::from(FRESH) + SLACK, "deletion: {reads:?}");
 }
 
 #[tokio::test]
-async fn a_few_entries_of_a_long_list_are_found_without_passing_over_it() {
+async fn a_few_entries_of_a_long_list_are_found_without_reading_all_of_it() {
     const OLD: u32 = 200_000;
-    // The entries of a range of blocks, of which the index of times knows the first and the last.
+    // The entries of one range of blocks in the BRIN index of times, which has the first and last
+    // time of each range.
     const RANGE: i64 = 15_000;
     let lists = Lists::new().await;
     let (workspace, key) = &lists.ours;
@@ -281,30 +283,31 @@ async fn a_few_entries_of_a_long_list_are_found_without_passing_over_it() {
     let before = lists.now().await;
     lists.fill(*workspace, OLD..OLD + 20, 1).await;
     let filter = EntryFilter { reason: "bounce".into(), ..stored_from(before) };
-    let (page, looks) = lists.looks(async |client| first_page(client, key, filter).await).await;
+    let (page, reads) = lists.reads(async |client| first_page(client, key, filter).await).await;
     assert_eq!((page.entries.len(), page.total_size), (20, 20));
-    assert!(looks.rows <= 2 * RANGE + SLACK, "by time: {looks:?}");
+    assert!(reads.rows <= 2 * RANGE + SLACK, "by time: {reads:?}");
 
     lists.run(format!("INSERT INTO entries VALUES ({}, now(), 1, 'example.org', 'bounce')", workspace.0)).await;
     let filter = EntryFilter { r#type: EntryType::Domain.into(), ..EntryFilter::default() };
-    let (page, looks) = lists.looks(async |client| first_page(client, key, filter).await).await;
+    let (page, reads) = lists.reads(async |client| first_page(client, key, filter).await).await;
     assert_eq!((page.entries.len(), page.total_size), (1, 1));
-    assert!(looks.rows <= SLACK, "domains: {looks:?}");
+    assert!(reads.rows <= SLACK, "domains: {reads:?}");
 }
 
 #[tokio::test]
-async fn plans_that_were_made_for_an_empty_table_are_good_for_a_full_one() {
+async fn plans_made_for_an_empty_table_suit_a_full_one() {
     const ROWS: u32 = 30_000;
-    // A table that was never looked at is taken for a small one; one that was found empty, for an empty one.
+    // PostgreSQL takes a table that was never analyzed for a small one, and one that was empty when
+    // it was analyzed for an empty one.
     for prepared in ["SELECT 1", "VACUUM ANALYZE entries"] {
         let lists = Lists::new().await;
         let key = &lists.ours.1;
         lists.run(prepared).await;
         let many = emails(0..1_000);
         let named = |emails: &[String]| DeleteEntriesRequest { emails: emails.to_vec(), ..DeleteEntriesRequest::default() };
-        let (_, looks) = lists
-            .looks(async |client| {
-                for _ in 0..OFTEN {
+        let (_, reads) = lists
+            .reads(async |client| {
+                for _ in 0..REPEATS {
                     assert_eq!(suppressed(client, key, many[..1].to_vec()).await, 0);
                     assert_eq!(suppressed(client, key, many.clone()).await, 0);
                     assert_eq!(delete(client, key, named(&many)).await, 0);
@@ -313,7 +316,7 @@ async fn plans_that_were_made_for_an_empty_table_are_good_for_a_full_one() {
                 let messages: Vec<_> =
                     (0..ROWS).step_by(10_000).map(|from| request(numbered(from..from + 10_000).collect())).collect();
                 client.import_entries(with_key(tokio_stream::iter(messages), key)).await.unwrap();
-                for _ in 0..OFTEN {
+                for _ in 0..REPEATS {
                     assert_eq!(suppressed(client, key, many[..1].to_vec()).await, 1);
                     assert_eq!(suppressed(client, key, many.clone()).await, 1_000);
                     client.list_entries(with_key(ListEntriesRequest::default(), key)).await.unwrap();
@@ -321,30 +324,30 @@ async fn plans_that_were_made_for_an_empty_table_are_good_for_a_full_one() {
                 assert_eq!(delete(client, key, named(&many)).await, 1_000);
             })
             .await;
-        let looked_up = (OFTEN * 3 * 1_009 + OFTEN * 26) as i64;
-        assert!(looks.rows <= looked_up + SLACK, "{prepared}: {looks:?}");
-        // The import looks each entry up and writes it.
-        assert!(looks.blocks <= BLOCKS_OF_A_LOOK * (i64::from(ROWS) + looked_up) + SLACK, "{prepared}: {looks:?}");
+        let looked_up = (REPEATS * 3 * 1_009 + REPEATS * 26) as i64;
+        assert!(reads.rows <= looked_up + SLACK, "{prepared}: {reads:?}");
+        // The import looks up and writes each entry.
+        assert!(reads.blocks <= BLOCKS_PER_LOOKUP * (i64::from(ROWS) + looked_up) + SLACK, "{prepared}: {reads:?}");
     }
 }
 
 #[tokio::test]
-async fn what_a_dry_run_has_seen_is_forgotten_in_one_pass() {
+async fn the_addresses_remembered_by_a_dry_run_are_deleted_in_one_pass() {
     const SEEN: u32 = 200_000;
     let lists = Lists::new().await;
     let key = &lists.ours.1;
     let seen = "SELECT count(*) FROM rehearsed";
     lists
-        .looks(async |client| {
+        .reads(async |client| {
             let messages = (0..SEEN).step_by(10_000).map(|from| {
                 let options = ImportOptions { validate_only: true, ..ImportOptions::default() };
                 with_options(numbered(from..from + 10_000).collect(), options)
             });
             let call = with_key(tokio_stream::iter(messages.collect::<Vec<_>>()), key);
             assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, u64::from(SEEN));
-            until("it is forgotten", || async { lists.number(seen).await == 0 }).await;
+            until("they are deleted", || async { lists.number(seen).await == 0 }).await;
         })
         .await;
-    let looks = lists.number("SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'rehearsed'").await;
-    assert!(looks <= i64::from(SEEN) + SLACK, "{looks} entries of the index");
+    let reads = lists.number("SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'rehearsed'").await;
+    assert!(reads <= i64::from(SEEN) + SLACK, "{reads} entries of the index");
 }

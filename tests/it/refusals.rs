@@ -1,4 +1,4 @@
-//! Refusals reach a client that writes its whole request before it reads.
+//! A refusal reaches a client that writes its whole request before it reads the answer.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use tokio::{
 
 use crate::harness::{TestServer, database};
 
-/// What a client gets that writes everything first.
+/// The answer to a client that writes everything before it reads.
 async fn write_then_read(server: &TestServer, head: &str, body: &[u8]) -> String {
     let mut socket = connect(server).await;
     let head = format!("{head}Host: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-    socket.write_all(head.as_bytes()).await.expect("the head is taken");
-    socket.write_all(body).await.expect("the body is taken to its end");
+    socket.write_all(head.as_bytes()).await.expect("the head is accepted");
+    socket.write_all(body).await.expect("the whole body is accepted");
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.expect("the answer arrives");
     answer
@@ -27,7 +27,7 @@ async fn connect(server: &TestServer) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_a_client_that_writes_first_and_reads_then() {
+async fn a_refusal_reaches_a_client_that_writes_before_it_reads() {
     let server = TestServer::start_with(&["--requests-per-sec-max", "1"], &database().await).await;
     let key = format!("X-Api-Key: {}\r\n", server.key);
     let json = "Content-Type: application/json\r\n";
@@ -45,7 +45,7 @@ async fn a_refusal_reaches_a_client_that_writes_first_and_reads_then() {
         (format!("POST /v1/dnc/import HTTP/1.1\r\n{json}Content-Encoding: gzip\r\n{key}"), &large[..4 << 20].to_vec(), "400"),
     ] {
         let mut answer = write_then_read(&server, &head, body).await;
-        // One call a second is let in; the others are refused in the same way.
+        // One call a second is admitted. The others are refused in the same way, as too many.
         while answer.starts_with("HTTP/1.1 429") && status != "429" {
             tokio::time::sleep(Duration::from_millis(100)).await;
             answer = write_then_read(&server, &head, body).await;
@@ -69,7 +69,7 @@ async fn the_connection_of_a_refused_request_can_be_used_again() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_leave_to_send_gets_its_refusal_and_no_leave() {
+async fn a_client_that_expects_100_continue_gets_only_its_refusal() {
     let server = TestServer::start().await;
     let mut socket = connect(&server).await;
     let head = "POST /v1/dnc/import HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n";
@@ -80,7 +80,7 @@ async fn a_client_that_waits_for_leave_to_send_gets_its_refusal_and_no_leave() {
 }
 
 #[tokio::test]
-async fn what_is_thrown_away_has_an_end() {
+async fn the_discarded_part_of_a_body_is_limited() {
     let server = TestServer::start().await;
     let mut socket = connect(&server).await;
     socket.write_all(b"POST /v1/dnc/import HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000000\r\n\r\n").await.unwrap();
@@ -88,12 +88,12 @@ async fn what_is_thrown_away_has_an_end() {
     let mut pieces = 0;
     while let Ok(Ok(())) = timeout(Duration::from_secs(60), socket.write_all(&piece)).await {
         pieces += 1;
-        assert!(pieces < 1_000, "somebody takes all of it");
+        assert!(pieces < 1_000, "the whole body was accepted");
     }
 }
 
 #[tokio::test]
-async fn python_sees_the_refusal() {
+async fn pythons_http_client_sees_the_refusal() {
     const SCRIPT: &str = "
 import sys, urllib.request, urllib.error
 request = urllib.request.Request(sys.argv[1] + '/v1/dnc/import', data=b' ' * (20 << 20), headers={'Content-Type': 'application/json'})
@@ -104,7 +104,7 @@ except urllib.error.HTTPError as error:
 ";
     let server = TestServer::start().await;
     let output = Command::new("python3").args(["-c", SCRIPT, &server.http_url]).output().await;
-    let Ok(output) = output else { return eprintln!("there is no python3 here") };
+    let Ok(output) = output else { return eprintln!("skipped: python3 is not installed") };
     let seen = String::from_utf8_lossy(&output.stdout);
     assert!(seen.starts_with("401 {"), "{seen} {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,4 +1,4 @@
-//! Callers that send and read slowly, or stop altogether.
+//! Callers that send or read slowly, or stop.
 
 use std::{
     sync::{
@@ -29,7 +29,8 @@ use crate::{
     harness::{Kind, TestServer, all_of, database, make_all, until, with_key},
 };
 
-/// A server with as many long entries on both lists. An export of 3,000 is longer than what lies between the service and a reader over HTTP/2.
+/// A server with `entries` long entries on each of the two lists. An export of 3,000 of them is
+/// larger than the buffers between the service and a reader over HTTP/2.
 async fn server_with_long_lists(flags: &[&str], entries: i32) -> TestServer {
     let server = TestServer::start_with(flags, &database().await).await;
     let fill = "INSERT INTO entries (workspace_id, address, reason, added_by)
@@ -43,7 +44,7 @@ async fn server_with_long_lists(flags: &[&str], entries: i32) -> TestServer {
     server
 }
 
-/// Sends a request over HTTP/2 on a connection of its own, whose streams have this window.
+/// Sends a request over HTTP/2 on a new connection, whose streams have a window of `window_bytes`.
 async fn send(url: &str, path: &str, key: &str, message: Option<Vec<u8>>, window_bytes: u32) -> http::Response<Incoming> {
     let socket = TcpStream::connect(url.split_once("//").unwrap().1).await.unwrap();
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -64,14 +65,14 @@ async fn send(url: &str, path: &str, key: &str, message: Option<Vec<u8>>, window
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_nobody_reads_is_given_up_and_a_slow_reader_gets_all_of_it() {
+async fn an_unread_answer_is_given_up_and_a_slow_reader_gets_a_whole_one() {
     let server = server_with_long_lists(&["--reader-idle-timeout-secs", "1"], 30_000).await;
     let export = Some(dnc::proto::ExportEntriesRequest::default().encode_to_vec());
     let check = Some(dnc::proto::CheckEntriesRequest { emails: vec!["a@example.com".into()] }.encode_to_vec());
     let unread = [
         send(&server.http_url, "/v1/dnc/export", &server.key, None, 65_535).await,
         send(&server.grpc_url, "/dnc.v1.DncService/ExportEntries", &server.key, export, 65_535).await,
-        // Not a byte of the answer can be sent.
+        // With this window, no byte of the answer can be sent.
         send(&server.grpc_url, "/dnc.v1.DncService/CheckEntries", &server.key, check, 0).await,
     ];
     let socket = TcpSocket::new_v4().unwrap();
@@ -81,7 +82,7 @@ async fn an_answer_that_nobody_reads_is_given_up_and_a_slow_reader_gets_all_of_i
     let request = format!("GET /v1/dnc/export HTTP/1.1\r\nHost: x\r\nX-Api-Key: {}\r\n\r\n", server.key);
     http1.write_all(request.as_bytes()).await.unwrap();
 
-    // Takes longer than a reader may take nothing.
+    // Reading all of it takes longer than a reader may be idle.
     let mut slow = send(&server.http_url, "/v1/dnc/export?format=ndjson", &server.other_key, None, 1 << 20).await;
     let (mut lines, mut frames) = (0, 0);
     while let Some(frame) = slow.frame().await {
@@ -93,11 +94,11 @@ async fn an_answer_that_nobody_reads_is_given_up_and_a_slow_reader_gets_all_of_i
     }
     assert_eq!(lines, 30_000);
 
-    // No call is left that a drain would wait for.
+    // No call is left for a drain to wait for.
     server.begin_stop();
     let ended = timeout(Duration::from_secs(30), server.ended()).await.expect("the answers were given up");
     assert_eq!(ended, Ended::Drained);
-    // Whoever reads on finds the answer broken off and not ended.
+    // A reader that continues sees the answer break, and not a regular end.
     for answer in unread {
         assert!(answer.into_body().collect().await.is_err());
     }
@@ -106,7 +107,7 @@ async fn an_answer_that_nobody_reads_is_given_up_and_a_slow_reader_gets_all_of_i
     assert!(read.is_err() || !rest.ends_with(b"\r\n0\r\n\r\n"));
 }
 
-/// Entries that come one by one until `stop`; `sent` counts them.
+/// Entries that are sent one by one until `stop`. `sent` counts them.
 fn trickle(number: usize, stop: &CancellationToken, sent: &Arc<AtomicUsize>) -> impl Stream<Item = Entry> + Send + 'static {
     let sent = sent.clone();
     let entries = stream::iter(0..).then(move |entry| {
@@ -120,7 +121,7 @@ fn trickle(number: usize, stop: &CancellationToken, sent: &Arc<AtomicUsize>) -> 
     entries.take_until(stop.clone().cancelled_owned())
 }
 
-/// The number of entries in an export over HTTP/2 that is read piece by piece.
+/// Reads an export over HTTP/2 frame by frame, with pauses, and returns the number of its entries.
 async fn read_slowly(server: Arc<TestServer>) -> usize {
     let mut answer = send(&server.http_url, "/v1/dnc/export?format=ndjson", &server.key, None, 65_535).await;
     let mut lines = 0;
@@ -132,7 +133,7 @@ async fn read_slowly(server: Arc<TestServer>) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_slow_streams_stop_nobody_and_leave_nothing() {
+async fn two_hundred_slow_streams_block_no_call_and_leave_nothing() {
     const ENTRIES: usize = 2_100;
     let server = Arc::new(server_with_long_lists(&[], ENTRIES as i32).await);
     for outcome in all_of(make_all(&server.upstream(), &server.other_key, 0..2)).await {
@@ -160,7 +161,7 @@ async fn two_hundred_slow_streams_stop_nobody_and_leave_nothing() {
     for _ in 0..80 {
         exports.spawn(read_slowly(server.clone()));
     }
-    until("every import is under way", || std::future::ready(sent.load(Ordering::Relaxed) > 300)).await;
+    until("every import runs", || std::future::ready(sent.load(Ordering::Relaxed) > 300)).await;
     for number in 0..2 {
         for kind in [Kind::CheckOne, Kind::CheckMany, Kind::ImportOneBatch, Kind::List, Kind::Export] {
             let call = timeout(Duration::from_secs(10), kind.make(client.clone(), &server.other_key, 10 + number));

@@ -1,4 +1,5 @@
-//! What a request says and the service does not understand is refused, in words of HTTP, and what answers tell to caches and callers.
+//! Requests with unknown or invalid parts are refused with the names of the HTTP API. Also: the
+//! headers for caches, and the rate-limit headers.
 
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ impl TestServer {
 }
 
 #[tokio::test]
-async fn every_answer_forbids_sniffing_and_those_about_lists_are_never_cached() {
+async fn every_answer_forbids_sniffing_and_those_under_v1_are_never_cached() {
     let server = TestServer::start().await;
     let good = json!({"entries": [{"email": "a@example.com"}]});
     for (method, path, body, status, is_private) in [
@@ -50,7 +51,7 @@ async fn every_answer_forbids_sniffing_and_those_about_lists_are_never_cached() 
 }
 
 #[tokio::test]
-async fn a_deletion_that_is_not_understood_deletes_nothing() {
+async fn a_deletion_with_an_unknown_or_invalid_part_deletes_nothing() {
     let server = TestServer::start().await;
     let entries = json!({"entries": [{"email": "a@example.com"}, {"email": "b.example", "type": "domain"}]});
     server.call(Method::POST, "/v1/dnc", Some(entries)).await;
@@ -82,7 +83,7 @@ async fn a_deletion_that_is_not_understood_deletes_nothing() {
 }
 
 #[tokio::test]
-async fn a_query_that_is_not_understood_does_nothing() {
+async fn a_query_with_an_unknown_or_repeated_parameter_does_nothing() {
     let server = TestServer::start().await;
     let good = json!({"entries": [{"email": "a@example.com"}]});
     let emails = json!({"emails": ["a@example.com"]});
@@ -106,13 +107,13 @@ async fn a_query_that_is_not_understood_does_nothing() {
     }
     assert_eq!(server.count().await, 0, "nothing was stored");
     assert_eq!(server.call(Method::GET, "/healthz?cache=1", None).await.status(), 200);
-    // A stranger is told that it is one, and nothing else.
+    // A caller without a key only learns that it needs one.
     let stranger = http_client().get(format!("{}/v1/dnc?serach=x", server.http_url)).send().await.unwrap();
     assert_eq!(stranger.status(), 401);
 }
 
 #[tokio::test]
-async fn faults_are_told_in_words_of_http() {
+async fn errors_use_the_names_of_the_http_api() {
     let server = TestServer::start().await;
     let long = "x".repeat(300);
     for (path, field) in [
@@ -154,7 +155,7 @@ async fn a_cursor_shows_no_address() {
 }
 
 #[tokio::test]
-async fn every_answer_that_was_counted_says_what_is_left() {
+async fn every_answer_to_a_counted_request_has_the_rate_limit_headers() {
     let server = TestServer::start_with(&["--requests-per-sec-max", "100"], &database().await).await;
     let good = json!({"entries": [{"email": "a@example.com"}]});
     for (method, path, body, status) in [
@@ -178,7 +179,7 @@ async fn every_answer_that_was_counted_says_what_is_left() {
 }
 
 #[tokio::test]
-async fn a_file_that_breaks_off_is_told_how_much_of_it_is_stored() {
+async fn the_refusal_of_a_broken_file_says_how_much_is_stored() {
     let server = TestServer::start().await;
     let lines: String = address_book::numbered(0..60_000).map(|entry| entry.email + "\n").collect();
     let file = format!("email\n{lines}\"never closed\n{}", "x\n".repeat(60_000));

@@ -1,4 +1,5 @@
-//! A gateway in front of a server elsewhere: calls share connections there, and must not stop each other.
+//! A gateway in front of a server in another process. Its calls share connections to that server,
+//! and must not block each other.
 
 use std::{
     sync::{
@@ -19,7 +20,7 @@ use tonic::transport::Endpoint;
 
 use crate::harness::{TestServer, database, http_client, options, until};
 
-/// The URL of a gateway in front of this server.
+/// Starts a gateway in front of `server`, and returns its URL.
 async fn gateway_of(server: &TestServer) -> String {
     let upstream = Endpoint::from_shared(server.grpc_url.clone()).unwrap();
     let bound = Bound::gateway(upstream, &options(&[]).http).await.unwrap();
@@ -50,7 +51,7 @@ async fn a_refused_call_is_refused_before_its_body_is_read() {
         ("GET /v1/dnc/export?nonsense=1", "application/json"),
     ] {
         let head = format!("{line} HTTP/1.1\r\nHost: x\r\nContent-Type: {media_type}\r\nContent-Length: 1000000\r\nX-Api-Key: ");
-        // Not a byte of the body is ever sent, and whoever waits for leave to send it is given none.
+        // No byte of the body is sent, and a refused caller gets no `100 Continue`.
         let answer = request(&format!("{head}sk_nonsense\r\nExpect: 100-continue\r\n\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 401"), "{line}: {answer}");
         if line.starts_with("POST") {
@@ -59,7 +60,7 @@ async fn a_refused_call_is_refused_before_its_body_is_read() {
             assert!(answer.starts_with(expected), "{line}: {answer}");
         }
     }
-    // What is wrong with a request is told with what is left of the caller's rate.
+    // The refusal of an invalid request has the rate-limit headers as well.
     for path in ["/v1/dnc/export?nonsense=1", "/v1/dnc?nonsense=1"] {
         let answer = http_client().get(format!("{url}{path}")).header("x-api-key", &server.key).send().await.unwrap();
         assert_eq!(answer.status(), 400);
@@ -72,10 +73,10 @@ async fn a_refused_call_is_refused_before_its_body_is_read() {
 }
 
 #[tokio::test]
-async fn imports_that_stand_still_stop_no_other_call() {
+async fn stalled_imports_block_no_other_call() {
     let server = TestServer::start().await;
     let url = gateway_of(&server).await;
-    // What is written waits for this lock; what is read does not.
+    // Writes wait for this lock, reads do not.
     let mut connection = server.connection().await;
     let mut lock = connection.begin().await.unwrap();
     lock.execute("LOCK TABLE entries IN EXCLUSIVE MODE").await.unwrap();
@@ -95,7 +96,7 @@ async fn imports_that_stand_still_stop_no_other_call() {
         })
         .collect();
     let mut last = (0, Instant::now());
-    until("the imports stand still", || {
+    until("the imports have stalled", || {
         let now = taken.load(Ordering::Relaxed);
         if now != last.0 {
             last = (now, Instant::now());

@@ -1,4 +1,4 @@
-//! One call of each kind, for tests that do the same to all of them.
+//! One call of each kind, for tests that treat all of them alike.
 
 use std::{
     ops::Range,
@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 use super::with_key;
 use crate::address_book::numbered;
 
-/// What a client can ask for.
+/// The kinds of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     CheckOne,
@@ -59,7 +59,7 @@ impl Kind {
         Self::Export,
     ];
 
-    /// Makes the call and takes all of its answer. `number` makes its request id a new one.
+    /// Makes the call and reads all of its answer. `number` makes the idempotency key unique.
     pub async fn make(self, mut client: DncServiceClient<Upstream>, key: &str, number: usize) -> Result<(), Status> {
         let names = |count| numbered(0..count).map(|entry| entry.email).collect::<Vec<_>>();
         let filter = Some(EntryFilter { search: "user00".to_owned(), ..EntryFilter::default() });
@@ -155,12 +155,13 @@ pub fn make_all(client: &DncServiceClient<Upstream>, key: &str, numbers: Range<u
     calls
 }
 
-/// Waits for calls, of which every one must be answered.
+/// Waits for calls. Every one must be answered within 60 seconds.
 pub async fn all_of<T: 'static>(calls: JoinSet<T>) -> Vec<T> {
     timeout(Duration::from_secs(60), calls.join_all()).await.expect("every call is answered")
 }
 
-/// Polls `future` at most `polls` times and then drops it, as a server drops a call whose client is gone.
+/// Polls `future` at most `polls` times and then drops it, as a server drops a call whose caller is
+/// gone.
 pub async fn give_up_after_polls<F: Future>(polls: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;

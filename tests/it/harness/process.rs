@@ -1,11 +1,11 @@
-//! `dnc serve` as a process, for what only a process has: limits, signals, an exit status.
+//! `dnc serve` as a process, for tests of what only a process has: limits, signals, an exit status.
 
 use std::{
     io::{BufRead, BufReader, Lines},
     process::{Child, ChildStderr, Command, ExitStatus},
 };
 
-/// A server that ends with its test, also with one that fails.
+/// A server process that is killed when its test ends, also when the test fails.
 pub struct Process {
     child: Child,
     log: Option<Lines<BufReader<ChildStderr>>>,
@@ -14,7 +14,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, and waits until it serves. Its log must go to a pipe, as JSON.
+    /// Starts the process, and waits until it serves. The command must log as JSON, to a pipe on
+    /// standard error.
     pub fn serving(command: &mut Command) -> Self {
         let mut process = Self::starting(command);
         for line in process.log.as_mut().unwrap() {
@@ -25,13 +26,13 @@ impl Process {
                 break;
             }
         }
-        // A full pipe would stop the process.
+        // The log is read on, since a full pipe would block the process.
         let log = process.log.take().unwrap();
         std::thread::spawn(move || log.for_each(drop));
         process
     }
 
-    /// Starts it.
+    /// Starts the process without waiting for it.
     pub fn starting(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let log = child.stderr.take().map(|log| BufReader::new(log).lines());

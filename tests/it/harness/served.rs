@@ -1,4 +1,4 @@
-//! The program itself, in a process that a test may harm.
+//! The program in a process of its own, which a test may kill.
 
 #![allow(dead_code, reason = "each program that includes this file uses a part of it")]
 
@@ -9,7 +9,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-/// `dnc serve` on free ports. Killed when this is dropped.
+/// `dnc serve` on free ports. The process is killed when this is dropped.
 pub struct Served {
     child: Child,
     pub http_url: String,
@@ -17,10 +17,10 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts it, and waits until it serves.
+    /// Starts the process, and waits until it serves.
     ///
     /// # Errors
-    /// When it ends instead, or takes longer than 30 s.
+    /// When it ends instead, or does not serve within 30 seconds.
     pub async fn start(program: &Path, flags: &[&str], database_url: &str) -> io::Result<Self> {
         let mut child = Self::spawn(program, flags, database_url)?;
         let mut log = BufReader::new(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?).lines();
@@ -35,15 +35,15 @@ impl Served {
         };
         let (http_url, grpc_url) =
             tokio::time::timeout(Duration::from_secs(30), serving).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        // What it logs must go somewhere, or it would wait.
+        // The log is read on, since a full pipe would block the process.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
         Ok(Self { child, http_url, grpc_url })
     }
 
-    /// Starts it, and does not wait for anything.
+    /// Starts the process without waiting for it.
     ///
     /// # Errors
-    /// When the program cannot be run.
+    /// When the program cannot be started.
     pub fn spawn(program: &Path, flags: &[&str], database_url: &str) -> io::Result<Child> {
         Command::new(program)
             .args(["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--log-format", "json"])
@@ -55,20 +55,20 @@ impl Served {
             .spawn()
     }
 
-    /// Sends it a signal, such as `TERM`.
+    /// Sends the process a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
         signal(self.child.id(), name);
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     ///
     /// # Errors
-    /// When it does not end in time.
+    /// When it does not end within `limit`.
     pub async fn ended_within(&mut self, limit: Duration) -> io::Result<ExitStatus> {
         tokio::time::timeout(limit, self.child.wait()).await.map_err(|_| io::ErrorKind::TimedOut)?
     }
 
-    /// How many files and sockets it has open.
+    /// How many files and sockets the process has open.
     ///
     /// # Errors
     /// When it has ended.
