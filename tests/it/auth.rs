@@ -1,4 +1,5 @@
-//! Who may call: every row of the contract's table, for every method that the proto has.
+//! Authentication and the scopes of keys: each kind of valid and invalid credentials, for every
+//! method of the proto.
 
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ use crate::{
     harness::{TestServer, http_client, until, with_key},
 };
 
-/// What is tried, with which headers, and how it must end.
+/// The name of a case, the headers of its call, and the expected code.
 type Case = (&'static str, Vec<(&'static str, String)>, Code);
 
-/// The paths of all methods of the service.
+/// The paths of all methods of all services in the proto.
 fn methods() -> Vec<String> {
     let files = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap().file;
     let services = files.iter().flat_map(|file| file.service.iter().map(move |service| (file.package(), service)));
@@ -29,7 +30,7 @@ fn methods() -> Vec<String> {
     paths.collect()
 }
 
-/// Calls a method with an empty message and these headers.
+/// Calls a method with an empty message and `headers`.
 async fn call(channel: &Channel, path: &str, headers: &[(&'static str, &str)]) -> Status {
     let mut request = Request::new(tokio_stream::iter([()]));
     for (name, value) in headers {
@@ -45,7 +46,7 @@ async fn call(channel: &Channel, path: &str, headers: &[(&'static str, &str)]) -
 }
 
 #[tokio::test]
-async fn every_method_is_closed_to_strangers() {
+async fn every_method_needs_a_valid_key() {
     let server = TestServer::start().await;
     let channel = Channel::from_shared(server.grpc_url.clone()).unwrap().connect().await.unwrap();
     let owner = KeyOwner::Workspace(server.workspace);
@@ -153,7 +154,7 @@ async fn a_platform_key_stores_in_the_workspace_it_names() {
 }
 
 #[tokio::test]
-async fn the_same_address_in_two_workspaces_is_two_entries() {
+async fn an_address_in_two_workspaces_is_two_entries() {
     let server = TestServer::start().await;
     server.import(vec![request(vec![email("a@example.com")])]).await.unwrap();
     let theirs = with_key(tokio_stream::iter([request(vec![email("a@example.com")])]), &server.other_key);
@@ -162,7 +163,7 @@ async fn the_same_address_in_two_workspaces_is_two_entries() {
 }
 
 #[tokio::test]
-async fn a_key_does_what_its_scope_includes_and_nothing_else() {
+async fn a_key_may_call_only_the_methods_of_its_scope() {
     let server = TestServer::start().await;
     let channel = server.channel().await;
     let needed = |method: &str| match method.rsplit('/').next().unwrap() {
@@ -178,7 +179,8 @@ async fn a_key_does_what_its_scope_includes_and_nothing_else() {
             let workspace = server.workspace.to_string();
             let status = call(&channel, &method, &[("x-api-key", key.reveal()), ("x-workspace-id", &workspace)]).await;
             if needed(&method) <= scope {
-                // An empty message, or an empty stream of answers, may be a fault of its own.
+                // An empty message may be invalid for the method, and an empty stream of answers is
+                // an error of the client.
                 let refused = [Code::PermissionDenied, Code::Unauthenticated, Code::Unimplemented];
                 assert!(!refused.contains(&status.code()), "{method} with {scope:?}: {status:?}");
             } else {
@@ -196,7 +198,7 @@ async fn a_key_does_what_its_scope_includes_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_revoked_key_stops_working_also_in_the_middle_of_a_stream() {
+async fn a_revoked_key_stops_working_even_within_a_stream() {
     let server = TestServer::start().await;
     let owner = KeyOwner::Workspace(server.workspace);
     let (id, key) = server.store.issue_key(owner, Scope::Write, "", None).await.unwrap();
@@ -214,7 +216,7 @@ async fn a_revoked_key_stops_working_also_in_the_middle_of_a_stream() {
         server.client().await.import_entries(call).await.is_err_and(|status| status.code() == Code::Unauthenticated)
     })
     .await;
-    assert!(revoked_at.elapsed() < Duration::from_secs(5), "the contract's bound");
+    assert!(revoked_at.elapsed() < Duration::from_secs(5), "the documented limit");
     drop(send);
     let status = running.await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
@@ -223,7 +225,7 @@ async fn a_revoked_key_stops_working_also_in_the_middle_of_a_stream() {
 }
 
 #[tokio::test]
-async fn too_many_requests_of_one_key_are_refused_and_say_when_to_come_back() {
+async fn too_many_requests_of_a_key_are_refused_with_a_retry_after() {
     let server = TestServer::start_with(&["--requests-per-sec-max", "1"], &crate::harness::database().await).await;
     let refused = std::sync::Mutex::new(None);
     until("a request is refused", || async {

@@ -1,4 +1,5 @@
-//! Small requests that would become large ones, and slow ones: they are refused, and nobody else notices.
+//! Bodies that are costly to read: small ones that decompress to large ones, and slow ones. They
+//! are refused, and do not affect other callers.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::{
     harness::{TestServer, database, http_client, until},
 };
 
-/// Bodies that cost as much as a body can, each with the statuses that may answer it.
+/// The costliest bodies, each with its media type and encoding.
 fn attacks() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let entries = |entry: &str, bytes: usize| format!("{{\"entries\":[{}]}}", vec![entry; bytes / entry.len()].join(","));
     let empty = entries("{}", 8 << 20);
@@ -49,7 +50,7 @@ async fn post(server: &TestServer, key: &str, attack: &(&'static str, &'static s
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn costly_bodies_are_refused_and_stall_nobody() {
+async fn costly_bodies_are_refused_and_stall_no_other_call() {
     let server = std::sync::Arc::new(TestServer::start().await);
     let mut attackers = JoinSet::new();
     for attack in attacks() {
@@ -75,10 +76,10 @@ async fn costly_bodies_are_refused_and_stall_nobody() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(slowest < Duration::from_secs(5), "the slowest look at /healthz took {slowest:?}");
+    assert!(slowest < Duration::from_secs(5), "the slowest answer of /healthz took {slowest:?}");
 }
 
-/// A post whose body is announced and does not come.
+/// A post whose body is announced but not sent.
 async fn stalled_post(server: &TestServer, key: &str, announced: usize) -> TcpStream {
     let mut socket = TcpStream::connect(server.http_url.split_once("//").unwrap().1).await.unwrap();
     let head = format!(
@@ -88,14 +89,14 @@ async fn stalled_post(server: &TestServer, key: &str, announced: usize) -> TcpSt
     socket
 }
 
-/// A list of entries that is as long as a text of so many bytes.
+/// A JSON import of about `bytes` bytes.
 fn entries(bytes: usize) -> String {
     let entries: Vec<Value> = (0..bytes / 32).map(|number| json!({"email": format!("user{number:07}@example.com")})).collect();
     json!({ "entries": entries }).to_string()
 }
 
 #[tokio::test]
-async fn slow_bodies_hold_up_neither_small_requests_nor_other_callers() {
+async fn slow_bodies_block_neither_small_requests_nor_other_callers() {
     let server = TestServer::start().await;
     let mut slow = Vec::new();
     for _ in 0..4 {
@@ -106,8 +107,8 @@ async fn slow_bodies_hold_up_neither_small_requests_nor_other_callers() {
         request.header("content-type", "application/json").body(body).send()
     };
     let large = entries(200_000);
-    // Until the first of them is waited for, there may be room.
-    until("the caller's own part is taken", || async {
+    // There may be room until the first slow body is in work.
+    until("the share of the caller is used up", || async {
         let answer = post(server.key.clone(), large.clone()).await.unwrap();
         if answer.status() == 503 {
             assert!(answer.headers().contains_key("retry-after"));
@@ -120,7 +121,7 @@ async fn slow_bodies_hold_up_neither_small_requests_nor_other_callers() {
     let small = json!({"entries": [{"email": "a@example.com"}]}).to_string();
     assert_eq!(post(server.key.clone(), small).await.unwrap().status(), 200);
     assert_eq!(post(server.other_key.clone(), large.clone()).await.unwrap().status(), 200);
-    // A body that stands still is given up, and what it held is free again.
+    // A stalled body is refused in time, and its bytes are free again.
     for mut socket in slow {
         let mut answer = [0; 12];
         timeout(Duration::from_secs(60), socket.read_exact(&mut answer)).await.expect("an answer").unwrap();
@@ -131,7 +132,7 @@ async fn slow_bodies_hold_up_neither_small_requests_nor_other_callers() {
 
 #[tokio::test]
 async fn streamed_files_are_counted_and_refused_before_they_are_read() {
-    // Room for four, one of each caller.
+    // Room for four files, one for each caller.
     let server = TestServer::start_with(&["--work-bytes-max", "4194304"], &database().await).await;
     let begin = async |key: &str, media_type: &str| {
         let mut socket = TcpStream::connect(server.http_url.split_once("//").unwrap().1).await.unwrap();
@@ -151,7 +152,7 @@ async fn streamed_files_are_counted_and_refused_before_they_are_read() {
     assert!(answer.starts_with("http/1.1 100"), "{answer}");
     drop(first);
     let (_, answer) = begin(&server.key, "text/csv").await;
-    assert!(answer.starts_with("http/1.1 100"), "what it held is free again: {answer}");
+    assert!(answer.starts_with("http/1.1 100"), "its bytes are free again: {answer}");
 }
 
 #[tokio::test]
@@ -174,7 +175,7 @@ async fn many_large_imports_at_once_are_all_stored() {
 }
 
 #[tokio::test]
-async fn when_too_much_is_in_work_a_body_is_refused_before_it_is_read() {
+async fn a_body_is_refused_before_it_is_read_when_too_much_is_in_work() {
     let server = TestServer::start_with(&["--work-bytes-max", "1048576"], &database().await).await;
     let mut connection = server.connection().await;
     let mut lock = connection.begin().await.unwrap();
@@ -186,8 +187,8 @@ async fn when_too_much_is_in_work_a_body_is_refused_before_it_is_read() {
         let length = timeout(Duration::from_secs(60), socket.read(&mut answer)).await.expect("an answer").unwrap();
         String::from_utf8_lossy(&answer[..length]).into_owned()
     };
-    // Until the first one is in work, there may be room.
-    until("the caller's part is taken", || async {
+    // There may be room until the first body is in work.
+    until("the share of the caller is used up", || async {
         let answer = refused().await.to_lowercase();
         answer.starts_with("http/1.1 503") && answer.contains("retry-after")
     })

@@ -1,4 +1,5 @@
-//! Callers that go away in the middle of a call, at every point where the service waits. Whatever they leave behind must harm nobody.
+//! Callers that leave during a call, at every point where the service waits. What they leave behind
+//! must not affect other calls.
 
 use std::time::Duration;
 
@@ -17,11 +18,13 @@ use crate::{
     harness::{Kind, OwnPostgres, TestServer, all_of, database, give_up_after_polls, make_all, until, with_key},
 };
 
-/// Connections of the services that are looked at here: few, so that one that is spoiled is soon met again.
+/// Database connections of the services under test. There are few, so that a damaged one is soon
+/// used again.
 const CONNECTIONS: usize = 8;
 const FLAGS: [&str; 2] = ["--database-connections-max", "8"];
 
-/// That every connection of a service is in order: transactions have ended, its time goes on, and all can be used at once.
+/// Asserts that every database connection of a service is in order: no transaction is open, `now()`
+/// moves on, and all connections can be used at once. `round` makes the addresses unique.
 async fn require_clean(server: &TestServer, client: &DncServiceClient<Upstream>, expired_key: &str, round: usize) {
     let open = "SELECT count(*) FROM pg_stat_activity
                 WHERE application_name = 'dnc' AND datname = current_database() AND state LIKE 'idle in transaction%'";
@@ -35,7 +38,7 @@ async fn require_clean(server: &TestServer, client: &DncServiceClient<Upstream>,
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(left, 0, "connections are idle in a transaction");
-    // As many at once as there are connections, so that each one is used.
+    // Many more calls at once than there are connections, so that each one is used.
     let mut refused = JoinSet::new();
     for _ in 0..8 * CONNECTIONS {
         let (mut client, key) = (client.clone(), expired_key.to_owned());
@@ -44,9 +47,9 @@ async fn require_clean(server: &TestServer, client: &DncServiceClient<Upstream>,
         });
     }
     for outcome in all_of(refused).await {
-        assert_eq!(outcome.unwrap_err().code(), Code::Unauthenticated, "a key that has expired");
+        assert_eq!(outcome.unwrap_err().code(), Code::Unauthenticated, "the key has expired");
     }
-    // What is stored now has the time of now. Round by round other entries, all of them new.
+    // Entries that are stored now get the current time. Each round stores new addresses.
     let before = OffsetDateTime::now_utc() - Duration::from_secs(5);
     let first = 1_000_000 + 1_000 * u32::try_from(round).unwrap();
     let mut imports = JoinSet::new();
@@ -68,18 +71,18 @@ async fn require_clean(server: &TestServer, client: &DncServiceClient<Upstream>,
         .fetch_one(&mut connection)
         .await
         .unwrap();
-    assert_eq!(stale, 0, "entries got a time from before they were sent");
-    // Every kind of call works, several times at once.
+    assert_eq!(stale, 0, "entries got a time before they were sent");
+    // Several calls of every kind succeed at once.
     for outcome in all_of(make_all(client, &server.key, 10_000 * (round + 1)..10_000 * (round + 1) + 3)).await {
         outcome.require(Code::Ok);
     }
-    // The count that is kept is that of the rows.
+    // The maintained count is that of the rows.
     let listed = client.clone().list_entries(with_key(ListEntriesRequest::default(), &server.key)).await.unwrap();
     assert_eq!(listed.into_inner().total_size, server.count().await);
     connection.close().await.unwrap();
 }
 
-/// A key that has expired by the time this returns.
+/// Issues a key that has expired when this returns.
 async fn expired_key(server: &TestServer) -> String {
     let owner = KeyOwner::Workspace(server.workspace);
     let key = server.store.issue_key(owner, Scope::Write, "", Some(Duration::from_millis(1))).await.unwrap().1.reveal().to_owned();
@@ -87,20 +90,22 @@ async fn expired_key(server: &TestServer) -> String {
     key
 }
 
-/// To open one takes the program many more steps than to use it, and a caller that leaves meanwhile learns nothing about the rest.
+/// Opens the database connections. Opening one takes many more polls than using it, so a caller
+/// that leaves meanwhile would not reach the rest.
 async fn open_connections(client: &DncServiceClient<Upstream>, key: &str) {
     all_of(make_all(client, key, 100..102)).await;
 }
 
+/// Asserts that no connection was used again while a transaction was open on it.
 fn require_quiet_log(postgres: &OwnPostgres) {
     let log = postgres.log();
-    let spoiled: Vec<_> =
+    let damaged: Vec<_> =
         log.lines().filter(|line| line.contains("transaction in progress") || line.contains("transaction is aborted")).collect();
-    assert!(spoiled.is_empty(), "{} times, such as {}", spoiled.len(), spoiled[0]);
+    assert!(damaged.is_empty(), "{} times, such as {}", damaged.len(), damaged[0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_may_be_given_up_at_every_point() {
+async fn calls_may_be_dropped_at_every_point() {
     let postgres = OwnPostgres::start().await;
     let server = TestServer::start_with(&[], &postgres.url).await;
     let client = server.in_process(&FLAGS);
@@ -120,7 +125,8 @@ async fn a_call_may_be_given_up_at_every_point() {
                 }
                 polls += if is_large { 1 + polls / 3 } else { 1 };
             }
-            // How many points there are depends on where the service waits; so also after all kinds of times.
+            // The polls depend on where the service waits. So calls are also dropped after various
+            // times.
             let (times, step) = if is_large { (10, Duration::from_millis(40)) } else { (100, Duration::from_micros(100)) };
             for number in 0..times {
                 let _ = timeout(number * step, kind.make(client.clone(), &key, 1_000 + number as usize)).await;
@@ -133,7 +139,7 @@ async fn a_call_may_be_given_up_at_every_point() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn thousands_of_deletions_may_be_given_up() {
+async fn thousands_of_deletions_may_be_dropped() {
     let postgres = OwnPostgres::start().await;
     let server = TestServer::start_with(&[], &postgres.url).await;
     let client = server.in_process(&FLAGS);
@@ -147,7 +153,8 @@ async fn thousands_of_deletions_may_be_given_up() {
                 let mut client = client.clone();
                 let emails = numbered(0..5).map(|entry| entry.email).collect();
                 let call = client.delete_entries(with_key(DeleteEntriesRequest { emails, ..Default::default() }, &key));
-                // A whole call takes some ten polls. In between they all run through, so that connections stay open.
+                // A whole call takes about ten polls. Every 20th call completes, so that
+                // connections stay open.
                 give_up_after_polls(if number % 20 == 0 { usize::MAX } else { 1 + (caller + number) % 12 }, call).await;
             }
         });
@@ -158,7 +165,7 @@ async fn thousands_of_deletions_may_be_given_up() {
 }
 
 #[tokio::test]
-async fn checks_that_are_given_up_while_they_wait_stop_no_others() {
+async fn checks_that_are_dropped_while_they_wait_block_no_others() {
     let server = TestServer::start_with(&FLAGS, &database().await).await;
     let client = server.upstream();
     let check = |count: u32, patience: Duration| {
@@ -170,7 +177,8 @@ async fn checks_that_are_given_up_while_they_wait_stop_no_others() {
     };
     for count in [1, 300] {
         for _ in 0..3 {
-            // Nothing can be read for a while, so all of them wait, most of them not yet at the database.
+            // Reads are locked for a while, so all checks wait, most of them before they reach the
+            // database.
             let mut blocker = server.connection().await;
             let mut lock = blocker.begin().await.unwrap();
             sqlx::query("LOCK TABLE entries IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();

@@ -1,4 +1,4 @@
-//! The program as people run it.
+//! The program, run as a command.
 
 use std::{
     collections::HashMap,
@@ -27,7 +27,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap().trim_end().to_owned()
 }
 
-/// A process that ends with its test, also with one that fails.
+/// A process that is killed when its test ends, also when the test fails.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -43,8 +43,8 @@ struct Dev {
 }
 
 impl Dev {
-    /// Starts `dnc dev` on free ports and reads what it prints when it is ready. Its standard error
-    /// goes to a file beside `dir`.
+    /// Starts `dnc dev` on free ports, and reads the lines that it prints when it is ready. Its
+    /// standard error goes to a file beside `dir`.
     fn start(dir: &Path) -> Self {
         let mut child = dnc(&["dev", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--data-dir"])
             .arg(dir)
@@ -76,12 +76,12 @@ impl Dev {
 }
 
 fn postgres_pid(dir: &Path) -> Option<String> {
-    let places = [dir.join("postgres/cluster"), dir.join("postgres/elsewhere/cluster")];
-    places.iter().find_map(|place| fs::read_to_string(place.join("postmaster.pid")).ok()?.lines().next().map(str::to_owned))
+    let clusters = [dir.join("postgres/cluster"), dir.join("postgres/elsewhere/cluster")];
+    clusters.iter().find_map(|cluster| fs::read_to_string(cluster.join("postmaster.pid")).ok()?.lines().next().map(str::to_owned))
 }
 
 fn is_running(pid: &str) -> bool {
-    // One that nobody has waited for yet has no program any more.
+    // A zombie, which has ended but was not waited for, has no program.
     fs::read_link(Path::new("/proc").join(pid).join("exe")).is_ok()
 }
 
@@ -89,13 +89,13 @@ fn kill_at_once(pid: &str) {
     assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
 }
 
-/// A directory that the database's own user can enter.
+/// A directory that the user of the private PostgreSQL can enter.
 fn open_dir() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     tempfile::Builder::new().prefix("dnc-dev-").permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap()
 }
 
-/// The one line that a command which failed says.
+/// Asserts that a command failed with one line on standard error, and returns that line.
 fn failure(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -106,7 +106,7 @@ fn failure(output: &Output) -> String {
 
 #[tokio::test]
 async fn dev_serves_keeps_its_data_and_leaves_no_database_behind() {
-    // A directory that the database's own user cannot enter must do as well.
+    // This works in a directory that the user of the private PostgreSQL cannot enter.
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("data");
     let mut first = Dev::start(&dir);
@@ -126,8 +126,8 @@ async fn dev_serves_keeps_its_data_and_leaves_no_database_behind() {
 
     let mut again = Dev::start(&dir);
     assert_eq!(again.lines["DNC_API_KEY"], first.lines["DNC_API_KEY"]);
-    assert_eq!(again.import("DNC_API_KEY").await["skipped"], 1, "the entry is still there");
-    // Whoever kills the private database gets it back.
+    assert_eq!(again.import("DNC_API_KEY").await["skipped"], 1, "the entry is still stored");
+    // A private database that is killed is started again.
     kill_at_once(&postgres_pid(&dir).unwrap());
     until("the database is back", || async { again.import("DNC_API_KEY").await["skipped"] == 1 }).await;
     let postgres = postgres_pid(&dir).unwrap();
@@ -146,7 +146,7 @@ async fn dev_survives_every_kill_of_its_database() {
     let mut dev = Dev::start(&dir);
     assert_eq!(dev.import("DNC_API_KEY").await["imported"], 1);
     for _ in 0..3 {
-        // A statement that does not notice that its server is gone, and keeps the shared memory.
+        // A backend that does not notice that its server is gone, and keeps the shared memory.
         let mut busy = PgConnection::connect(&dev.lines["DATABASE_URL"]).await.unwrap();
         let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut busy).await.unwrap();
         let busy = tokio::spawn(async move { sqlx::raw_sql("DO $$ BEGIN LOOP END LOOP; END $$").execute(&mut busy).await.is_ok() });
@@ -160,10 +160,10 @@ async fn dev_survives_every_kill_of_its_database() {
         }
         kill_at_once(&postgres_pid(&dir).unwrap());
         until("the database is back", || async { dev.import("DNC_API_KEY").await["skipped"] == 1 }).await;
-        assert!(!is_running(&pid.to_string()), "nothing of the killed server is left");
+        assert!(!is_running(&pid.to_string()), "no process of the killed server is left");
         assert!(!busy.await.unwrap());
     }
-    // Killed while it starts.
+    // Killed again while it starts.
     for _ in 0..3 {
         let postgres = postgres_pid(&dir).unwrap();
         kill_at_once(&postgres);
@@ -172,21 +172,21 @@ async fn dev_survives_every_kill_of_its_database() {
     }
     until("the database is back", || async { dev.import("DNC_API_KEY").await["skipped"] == 1 }).await;
 
-    // All killed at once, and a stranger has the server's process id.
+    // Both are killed at once, and an unrelated process gets the server's process id.
     let (postgres, file) = (postgres_pid(&dir).unwrap(), dir.join("postgres/cluster/postmaster.pid"));
     dev.signal("-KILL");
     kill_at_once(&postgres);
     dev.child.0.wait().unwrap();
-    let mut stranger = Killed(Command::new("sleep").arg("600").spawn().unwrap());
+    let mut unrelated = Killed(Command::new("sleep").arg("600").spawn().unwrap());
     let noted = fs::read_to_string(&file).unwrap();
-    fs::write(&file, noted.replacen(&postgres, &stranger.0.id().to_string(), 1)).unwrap();
+    fs::write(&file, noted.replacen(&postgres, &unrelated.0.id().to_string(), 1)).unwrap();
     let dev = Dev::start(&dir);
     assert_eq!(dev.import("DNC_API_KEY").await["skipped"], 1);
-    assert!(matches!(stranger.0.try_wait(), Ok(None)), "the stranger is left alone");
+    assert!(matches!(unrelated.0.try_wait(), Ok(None)), "the unrelated process is left alone");
 }
 
 #[tokio::test]
-async fn dev_makes_new_keys_for_its_first_workspace_and_says_so() {
+async fn dev_reports_new_keys_for_its_first_workspace() {
     let parent = open_dir();
     let dir = parent.path().join("data");
     let said = || fs::read_to_string(dir.with_extension("stderr")).unwrap();
@@ -205,16 +205,16 @@ async fn dev_makes_new_keys_for_its_first_workspace_and_says_so() {
         (|note| fs::remove_file(note).unwrap(), "the key of ws_1", true),
     ];
     let mut dev = dev;
-    for (damage, told, is_platform_key_new) in damages {
+    for (damage, expected, is_platform_key_new) in damages {
         dev.signal("-TERM");
         assert!(dev.child.0.wait().unwrap().success());
         damage(&note);
         dev = Dev::start(&dir);
         assert_eq!(dev.lines["DNC_WORKSPACE_ID"], "ws_1");
         assert_eq!(dev.lines["DNC_PLATFORM_KEY"] != last["DNC_PLATFORM_KEY"], is_platform_key_new);
-        assert!(said().contains(told) && said().contains(note.to_str().unwrap()), "{}", said());
+        assert!(said().contains(expected) && said().contains(note.to_str().unwrap()), "{}", said());
         for key in ["DNC_API_KEY", "DNC_PLATFORM_KEY"] {
-            assert_eq!(dev.import(key).await["skipped"], 1, "the entry is still there");
+            assert_eq!(dev.import(key).await["skipped"], 1, "the entry is still stored");
         }
         last = dev.lines.clone();
     }
@@ -225,17 +225,17 @@ async fn dev_makes_new_keys_for_its_first_workspace_and_says_so() {
 }
 
 #[test]
-fn dev_says_which_lock_it_cannot_write() {
+fn dev_names_the_lock_that_it_cannot_write() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("lock")).unwrap();
-    for place in [dir.path(), Path::new("/proc")] {
-        let said = failure(&run(dnc(&["dev", "--data-dir"]).arg(place)));
-        let lock = place.join("lock");
+    for data_dir in [dir.path(), Path::new("/proc")] {
+        let said = failure(&run(dnc(&["dev", "--data-dir"]).arg(data_dir)));
+        let lock = data_dir.join("lock");
         assert!(said.contains(lock.to_str().unwrap()) && said.contains("--data-dir"), "{said}");
     }
 }
 
-/// A server that answers anything with HTTP/1.1.
+/// A server that answers every request with HTTP/1.1, and its port.
 fn http1_server() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -248,7 +248,7 @@ fn http1_server() -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_says_why_it_cannot_talk_to_the_server() {
+async fn a_client_says_why_it_cannot_reach_the_server() {
     let plain = TestServer::start().await;
     let dir = tempfile::tempdir().unwrap();
     let (ca, cert_file, key_file) = (dir.path().join("ca.pem"), dir.path().join("cert.pem"), dir.path().join("key.pem"));
@@ -308,7 +308,7 @@ async fn a_client_says_why_it_cannot_talk_to_the_server() {
 }
 
 #[test]
-fn a_database_url_that_cannot_be_used_is_told_by_its_fault() {
+fn an_unusable_database_url_is_refused_with_the_cause() {
     for (url, expected) in [
         ("mysql://x:secret@localhost/x", &["mysql://", "postgres://"][..]),
         ("x:secret@localhost/x", &["not a URL", "postgres://"]),
@@ -322,7 +322,7 @@ fn a_database_url_that_cannot_be_used_is_told_by_its_fault() {
 }
 
 #[tokio::test]
-async fn operators_make_workspaces_users_and_keys() {
+async fn operators_create_workspaces_users_and_keys() {
     let url = database().await;
     let admin = |args: &[&str]| run(dnc(args).env("DATABASE_URL", &url));
     let workspace = stdout(&admin(&["workspaces", "create", "Our shop"]));
@@ -341,7 +341,7 @@ async fn operators_make_workspaces_users_and_keys() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let lost = dnc(&["keys", "create", "--workspace", &workspace]).env("DATABASE_URL", &url).stdout(full).output().unwrap();
     assert_eq!(lost.status.code(), Some(1));
-    assert!(stdout(&admin(&["keys", "list"])).contains("key_3\tws_1\twrite\trevoked"), "nobody has seen it");
+    assert!(stdout(&admin(&["keys", "list"])).contains("key_3\tws_1\twrite\trevoked"), "the key was never shown");
     assert!(admin(&["keys", "revoke", "key_1"]).status.success());
     assert!(stdout(&admin(&["keys", "list"])).contains("key_1\tws_1\twrite\trevoked"));
 
@@ -366,7 +366,7 @@ async fn operators_make_workspaces_users_and_keys() {
 }
 
 #[tokio::test]
-async fn serve_needs_a_database_that_is_there_and_migrated() {
+async fn serve_needs_a_reachable_and_migrated_database() {
     let no_database = run(&mut dnc(&["serve"]));
     assert_eq!(no_database.status.code(), Some(2), "never a silent empty database");
     let nowhere = run(&mut dnc(&["serve", "--database-url", "postgres://x:secret@127.0.0.1:1/x"]));
@@ -405,22 +405,19 @@ async fn serve_needs_a_database_that_is_there_and_migrated() {
     assert!(child.0.wait().unwrap().success());
     let log: Vec<String> = log.collect();
     assert!(log.len() >= 6, "{log:?}");
-    assert!(
-        !log.iter().any(|line| line.contains("sk_") || line.contains("someone")),
-        "neither keys nor addresses in the log: {log:?}"
-    );
+    assert!(!log.iter().any(|line| line.contains("sk_") || line.contains("someone")), "a key or an address in the log: {log:?}");
 }
 
-// The service must go on while the test waits for the program.
+// The service must run while the test waits for the command.
 #[tokio::test(flavor = "multi_thread")]
-async fn people_check_export_and_remove() {
+async fn the_client_checks_exports_and_removes() {
     let server = crate::harness::TestServer::start().await;
     server.import(vec![crate::address_book::request(vec![crate::address_book::domain("b.com")])]).await.unwrap();
     let client = |args: &[&str]| run(dnc(args).env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key));
     let checked = client(&["check", "x@mail.b.com", "free@example.com", "bad"]);
     assert_eq!(checked.status.code(), Some(3), "some are suppressed");
     assert_eq!(client(&["check", "free@example.com"]).status.code(), Some(0), "all are clear");
-    assert_eq!(client(&["check", "bad"]).status.code(), Some(3), "nobody can say that it may be written to");
+    assert_eq!(client(&["check", "bad"]).status.code(), Some(3), "nothing shows that it may be written to");
     let lines = String::from_utf8(checked.stdout).unwrap();
     let lines: Vec<_> = lines.lines().collect();
     assert_eq!(lines[0], "x@mail.b.com\tsuppressed\tb.com\timport");
@@ -438,9 +435,9 @@ async fn people_check_export_and_remove() {
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("nothing listens on 127.0.0.1:1"));
 }
 
-// The service must go on while the test waits for the program.
+// The service must run while the test waits for the command.
 #[tokio::test(flavor = "multi_thread")]
-async fn people_import_files_and_get_back_what_was_refused() {
+async fn the_client_imports_files_and_writes_the_rejected_rows() {
     let server = crate::harness::TestServer::start().await;
     let dir = tempfile::tempdir().unwrap();
     let dnc =
@@ -488,7 +485,7 @@ async fn people_import_files_and_get_back_what_was_refused() {
     assert_eq!(rows, HashMap::from(expected), "{table}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("read as: Amazon SES suppression list"));
     assert_eq!(server.count().await, 15_003);
-    // More rows than an answer describes, each with its line and cause.
+    // More rejected rows than one answer describes, each with its line and cause.
     let rejects = fs::read_to_string(dir.path().join("rejects.csv")).unwrap();
     assert_eq!(rejects.lines().count(), 1 + 15_003);
     assert!(rejects.starts_with(
@@ -496,18 +493,18 @@ async fn people_import_files_and_get_back_what_was_refused() {
     ));
     assert!(rejects.contains("x@y.de,person,import,,list.csv,8,INVALID_TYPE,"));
     assert!(rejects.ends_with('\n') && rejects.contains("\nm29999,email,import,,many.txt,30000,INVALID_EMAIL,"));
-    // Mended, the file of rejects is a file to import.
+    // The corrected file of rejects can be imported.
     write("mended.csv", &rejects.replace("\nm", "\nm@m").replace(",email,import,,many", ".example.org,email,import,,many"));
     assert!(stdout(&dnc(&["import", "mended.csv"])).contains("15,000"));
     let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM imports").fetch_one(&mut server.connection().await).await.unwrap();
-    assert_eq!(runs, 4, "one import a file");
+    assert_eq!(runs, 4, "one import for each file");
 
     write("ask.txt", "A@example.com\nx@sub.b.com\nfree@example.org\n");
     let asked = dnc(&["check", "--file", "ask.txt", "c@example.com"]);
     assert_eq!(asked.status.code(), Some(3));
     let asked = String::from_utf8(asked.stdout).unwrap();
     let verdicts: Vec<_> = asked.lines().map(|line| line.split('\t').nth(1).unwrap()).collect();
-    assert_eq!(verdicts, ["suppressed", "suppressed", "suppressed", "clear"], "those that are named come first");
+    assert_eq!(verdicts, ["suppressed", "suppressed", "suppressed", "clear"], "the named addresses come first");
     assert_eq!(stdout(&dnc(&["remove", "--file", "many.txt", "--file", "ask.txt"])), "15001");
 
     for (args, expected) in [
@@ -529,11 +526,11 @@ async fn people_import_files_and_get_back_what_was_refused() {
             String::from_utf8_lossy(&refused.stderr)
         );
     }
-    assert_eq!(fs::read_to_string(dir.path().join("list.csv")).unwrap().lines().count(), 8, "nothing was written over");
+    assert_eq!(fs::read_to_string(dir.path().join("list.csv")).unwrap().lines().count(), 8, "no file was overwritten");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_import_says_how_to_go_on() {
+async fn an_interrupted_import_says_how_to_continue() {
     let server = crate::harness::TestServer::start().await;
     let mut command = dnc(&["import"]);
     command.env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key);
@@ -543,7 +540,7 @@ async fn an_interrupted_import_says_how_to_go_on() {
     let lines: String = (0..50_000).map(|n| format!("m{n}@example.com\n")).collect();
     std::io::Write::write_all(&mut pipe, lines.as_bytes()).unwrap();
     until("some of it is stored", || async { server.count().await >= 20_000 }).await;
-    // The rest has not come yet, and the pipe stays open.
+    // The pipe stays open, as if more were to come.
     assert!(Command::new("kill").args(["-INT", &child.0.id().to_string()]).status().unwrap().success());
     assert_eq!(child.0.wait().unwrap().code(), Some(1));
     let said = std::io::read_to_string(child.0.stderr.take().unwrap()).unwrap();
@@ -563,7 +560,7 @@ async fn an_interrupted_import_says_how_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_import_whose_service_goes_away_says_what_is_stored() {
+async fn an_import_whose_key_is_revoked_says_what_is_stored() {
     let server = crate::harness::TestServer::start().await;
     let mut command = dnc(&["import", "-"]);
     command.env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key);

@@ -1,4 +1,4 @@
-//! What strangers can do without a key: open connections, and say nothing, half of something, or nonsense.
+//! Clients without a key: they open connections and send nothing, a part of a request, or nonsense.
 
 use std::{
     process::{Command, Stdio},
@@ -26,9 +26,9 @@ fn address(url: &str) -> &str {
     url.split_once("//").unwrap().1
 }
 
-async fn connection_that_says(url: &str, bytes: &[u8]) -> TcpStream {
+async fn connection_that_sends(url: &str, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address(url)).await.unwrap();
-    // It may have had to make room already.
+    // The server may have closed it already, to make room for another one.
     let _ = stream.write_all(bytes).await;
     stream
 }
@@ -47,10 +47,10 @@ fn cpu_ticks(pid: u32) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_connections_do_not_keep_others_out() {
+async fn hostile_connections_do_not_lock_others_out() {
     let server = TestServer::start().await;
     let mut command = Command::new("/bin/sh");
-    // Each listener alone would take more descriptors than there are.
+    // Each listener alone would need more descriptors than this limit allows.
     let command = command
         .args(["-c", r#"ulimit -n 320; exec "$0" serve --http-addr 127.0.0.1:0 --grpc-addr 127.0.0.1:0 --log-format json"#])
         .arg(env!("CARGO_BIN_EXE_dnc"))
@@ -67,7 +67,7 @@ async fn hostile_connections_do_not_keep_others_out() {
     for round in 0..10 {
         for url in [&process.http_url, &process.grpc_url] {
             for bytes in [&b""[..], b"GET / HTTP/1.1\r\nhost: x\r\n", PREFACE, &[PREFACE, EMPTY_SETTINGS].concat()] {
-                hostile.extend(join_all((0..10).map(|_| connection_that_says(url, bytes))).await);
+                hostile.extend(join_all((0..10).map(|_| connection_that_sends(url, bytes))).await);
             }
         }
         import(format!("{round}@example.com")).await.expect("a known connection is served");
@@ -79,28 +79,28 @@ async fn hostile_connections_do_not_keep_others_out() {
     let (before, since) = (cpu_ticks(process.id()), Instant::now());
     tokio::time::sleep(Duration::from_secs(1)).await;
     let used = cpu_ticks(process.id()) - before;
-    assert!(used < since.elapsed().as_millis() as u64 / 20, "{used} ticks while nothing is asked");
+    assert!(used < since.elapsed().as_millis() as u64 / 20, "{used} ticks of CPU time without a request");
 }
 
 #[tokio::test]
-async fn connections_that_ask_nothing_are_closed() {
+async fn connections_without_a_request_are_closed() {
     let server = TestServer::start().await;
     let mut silent = Vec::new();
     for url in [&server.http_url, &server.grpc_url] {
         for bytes in
             [&b""[..], b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-", &PREFACE[..10], PREFACE, &[PREFACE, EMPTY_SETTINGS].concat()]
         {
-            silent.push(connection_that_says(url, bytes).await);
+            silent.push(connection_that_sends(url, bytes).await);
         }
     }
-    // One whose call needs no key is a stranger's all the same.
-    silent.push(connection_that_says(&server.http_url, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await);
+    // A connection whose only call needs no key is closed as well.
+    silent.push(connection_that_sends(&server.http_url, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await);
     let closed = tokio::time::timeout(Duration::from_secs(60), join_all(silent.into_iter().map(read_all))).await;
     closed.expect("every connection was closed");
 }
 
 #[tokio::test]
-async fn a_tls_handshake_that_stands_still_is_given_up() {
+async fn a_stalled_tls_handshake_is_ended() {
     let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
@@ -108,19 +108,19 @@ async fn a_tls_handshake_that_stands_still_is_given_up() {
     std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
     let flags = ["--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
     let server = TestServer::start_with(&flags, &database().await).await;
-    // Nothing, and the beginning of a record that never ends.
+    // Connections that send nothing, and some that send only the beginning of a record.
     let silent = [
-        connection_that_says(&server.http_url, b"").await,
-        connection_that_says(&server.http_url, &[22, 3, 1, 2, 0, 1]).await,
-        connection_that_says(&server.grpc_url, b"").await,
-        connection_that_says(&server.grpc_url, &[22, 3, 1, 2, 0, 1]).await,
+        connection_that_sends(&server.http_url, b"").await,
+        connection_that_sends(&server.http_url, &[22, 3, 1, 2, 0, 1]).await,
+        connection_that_sends(&server.grpc_url, b"").await,
+        connection_that_sends(&server.grpc_url, &[22, 3, 1, 2, 0, 1]).await,
     ];
     let closed = tokio::time::timeout(Duration::from_secs(30), join_all(silent.into_iter().map(read_all))).await;
     closed.expect("every connection was closed");
 }
 
 #[tokio::test]
-async fn a_head_that_cannot_be_read_is_answered_in_our_form() {
+async fn an_unreadable_head_is_answered_in_the_documented_form() {
     let server = TestServer::start().await;
     let long = |bytes: usize| "x".repeat(bytes);
     let many: String = (0..200).map(|number| format!("x-{number}: y\r\n")).collect();
@@ -134,7 +134,7 @@ async fn a_head_that_cannot_be_read_is_answered_in_our_form() {
         (format!("GET / HTTP/1.1\r\nhost: x\r\nx-y: {}\r\n\r\n", long(900_000)), 431),
         (format!("GET / HTTP/1.1\r\nhost: x\r\n{many}\r\n"), 431),
     ] {
-        let mut stream = connection_that_says(&server.http_url, head.as_bytes()).await;
+        let mut stream = connection_that_sends(&server.http_url, head.as_bytes()).await;
         stream.shutdown().await.unwrap();
         let text = String::from_utf8(read_all(stream).await).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{status}: {text:?}"));
@@ -152,7 +152,7 @@ async fn a_head_that_cannot_be_read_is_answered_in_our_form() {
 }
 
 #[tokio::test]
-async fn a_method_or_service_that_there_is_not_is_told_in_our_form() {
+async fn an_unknown_method_or_service_is_answered_with_error_info() {
     let server = TestServer::start().await;
     for path in ["/some.Other/Thing", "/dnc.v1.DncService/Nothing", "/grpc.health.v1.Health/Nothing", "/nothing"] {
         let mut client = tonic::client::Grpc::new(server.channel().await);
@@ -166,7 +166,7 @@ async fn a_method_or_service_that_there_is_not_is_told_in_our_form() {
 }
 
 #[tokio::test]
-async fn health_watchers_share_one_look() {
+async fn health_watchers_share_one_probe() {
     let server = TestServer::start().await;
     let channels = join_all((0..4).map(|_| server.channel())).await;
     let mut watchers = Vec::new();
@@ -187,7 +187,7 @@ async fn health_watchers_share_one_look() {
         transactions().await;
     }
     let made = transactions().await - before;
-    // A look is a few statements; the test's own questions count too.
+    // A probe is a few statements. The statements of this test count as well.
     assert!(made < 10 * since.elapsed().as_secs() as i64 + 60, "{made} transactions");
     server.begin_stop();
     for mut watcher in watchers {

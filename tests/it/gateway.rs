@@ -1,4 +1,4 @@
-//! The HTTP side: the documented import as documented, and every way in which a request can be wrong.
+//! The gateway: the import as it is documented, and the answers to every kind of invalid request.
 
 use dnc::server::Bound;
 use reqwest::{Method, Response, StatusCode};
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Proxy, TestServer, database, http_client, options, until};
 
-/// The body of an error, after the form that all errors have was checked.
+/// Asserts that an error has the documented form, and returns its body.
 pub(crate) async fn error(response: Response) -> Value {
     let status = response.status();
     assert_eq!(response.headers()["content-type"], "application/json");
@@ -28,14 +28,14 @@ pub(crate) async fn error(response: Response) -> Value {
 }
 
 #[tokio::test]
-async fn the_references_own_request_is_answered_as_documented() {
+async fn the_request_of_the_reference_is_answered_as_documented() {
     let server = TestServer::start().await;
     let body = json!({"entries": [
         {"email": "bounce1@example.com", "type": "email", "reason": "bounce"},
         {"email": "bounce2@example.com", "type": "email", "reason": "bounce"},
         {"email": "badcompany.com", "type": "domain", "reason": "manual"},
     ]});
-    // The samples send both headers, the second one with a placeholder.
+    // The samples of the reference send both headers, `Authorization` with a placeholder.
     let request = server.post_request().header("authorization", "Bearer YOUR_API_TOKEN").json(&body);
     let response = request.try_clone().unwrap().send().await.unwrap();
     assert_eq!(response.status(), 200);
@@ -46,7 +46,7 @@ async fn the_references_own_request_is_answered_as_documented() {
 }
 
 #[tokio::test]
-async fn failures_are_told_and_the_rest_is_stored() {
+async fn rejected_entries_are_reported_and_the_rest_is_stored() {
     let server = TestServer::start().await;
     let body = json!({"entries": [{"email": "a@example.com"}, {"email": "bad"}, {"email": "b@example.com", "type": "person"}]});
     let response = server.post(body.to_string()).await;
@@ -59,7 +59,7 @@ async fn failures_are_told_and_the_rest_is_stored() {
 }
 
 #[tokio::test]
-async fn ten_thousand_entries_pass_and_one_more_does_not() {
+async fn ten_thousand_entries_are_accepted_and_one_more_is_refused() {
     let server = TestServer::start().await;
     let body =
         |count: usize| json!({"entries": (0..count).map(|i| json!({"email": format!("u{i}@example.com")})).collect::<Vec<_>>()});
@@ -73,7 +73,7 @@ async fn ten_thousand_entries_pass_and_one_more_does_not() {
 }
 
 #[tokio::test]
-async fn a_wrong_request_is_told_in_the_documented_form() {
+async fn an_invalid_request_is_refused_in_the_documented_form() {
     let server = TestServer::start().await;
     let good = r#"{"entries":[{"email":"a@example.com"}]}"#;
     let client = http_client();
@@ -106,7 +106,7 @@ async fn a_wrong_request_is_told_in_the_documented_form() {
             error(response).await;
         }
     }
-    for (body, place) in [
+    for (body, expected) in [
         ("{", "line 1"),
         (r#"{"entries":[{"email":"a@example.com"},{"email":1}]}"#, "entries[1].email: expected a string"),
         (r#"{"entries":[]}"#, "entries"),
@@ -114,7 +114,7 @@ async fn a_wrong_request_is_told_in_the_documented_form() {
     ] {
         let response = server.post(body).await;
         assert_eq!(response.status(), 400, "{body}");
-        assert!(error(response).await["message"].as_str().unwrap().contains(place), "{body}");
+        assert!(error(response).await["message"].as_str().unwrap().contains(expected), "{body}");
     }
     let response = server.post(vec![b'{', 0xff, 0xfe]).await;
     assert_eq!(response.status(), 400);
@@ -122,7 +122,7 @@ async fn a_wrong_request_is_told_in_the_documented_form() {
     let response = server.post(" ".repeat((8 << 20) + 1)).await;
     assert_eq!(response.status(), 413);
     error(response).await;
-    // Without an announced length, too.
+    // The same without a Content-Length.
     let endless = tokio_stream::iter((0..9).map(|_| Ok::<_, std::io::Error>(" ".repeat(1 << 20))));
     let response = server.post(reqwest::Body::wrap_stream(endless)).await;
     assert_eq!(response.status(), 413);
@@ -136,11 +136,11 @@ async fn a_wrong_request_is_told_in_the_documented_form() {
         assert!(error(response).await["message"].as_str().unwrap().contains("validateOnly"));
     }
     let rows = server.rows(server.workspace).await;
-    assert_eq!(rows.len(), 1, "nothing but the good request was stored");
+    assert_eq!(rows.len(), 1, "only the valid request was stored");
 }
 
 #[tokio::test]
-async fn callers_are_told_apart_as_over_grpc() {
+async fn callers_are_authenticated_as_over_grpc() {
     let server = TestServer::start().await;
     let post = |headers: &[(&str, &str)]| {
         let mut request =
@@ -180,7 +180,7 @@ async fn a_refused_call_is_refused_before_its_body_is_read() {
     let mut socket = TcpStream::connect(address).await.unwrap();
     let head = "POST /v1/dnc/import HTTP/1.1\r\nHost: x\r\nX-Api-Key: nonsense\r\nContent-Type: text/nonsense\r\nContent-Length: 1000000\r\n\r\n";
     socket.write_all(head.as_bytes()).await.unwrap();
-    // Not an octet of the body is ever sent.
+    // No byte of the body is sent.
     let mut answer = vec![0; 12];
     socket.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer, b"HTTP/1.1 401");
@@ -202,13 +202,13 @@ async fn validate_only_stores_nothing() {
 }
 
 #[tokio::test]
-async fn a_sane_request_id_comes_back_and_an_insane_one_is_replaced() {
+async fn a_usable_trace_id_is_returned_and_an_unusable_one_is_replaced() {
     let server = TestServer::start().await;
     let get = |id: String| http_client().get(format!("{}/healthz", server.http_url)).header("x-request-id", id).send();
     assert_eq!(get("their-own.id_1".into()).await.unwrap().headers()["x-request-id"], "their-own.id_1");
-    for insane in ["two words".to_owned(), "x".repeat(129), String::new()] {
-        let answer = get(insane.clone()).await.unwrap();
-        assert_ne!(answer.headers()["x-request-id"].to_str().unwrap(), insane);
+    for unusable in ["two words".to_owned(), "x".repeat(129), String::new()] {
+        let answer = get(unusable.clone()).await.unwrap();
+        assert_ne!(answer.headers()["x-request-id"].to_str().unwrap(), unusable);
     }
 }
 
@@ -235,7 +235,7 @@ async fn entries_that_do_not_fit_one_message_are_still_one_transaction() {
 }
 
 #[tokio::test]
-async fn without_its_database_the_service_says_so_and_recovers() {
+async fn the_service_reports_a_lost_database_and_recovers() {
     let database_url = database().await;
     let link = Proxy::to(&database_url).await;
     let flags = ["--database-connect-timeout-secs", "1"];
@@ -246,7 +246,7 @@ async fn without_its_database_the_service_says_so_and_recovers() {
     assert_eq!(get("/readyz").await.unwrap().status(), 200);
     assert_eq!(server.post(good).await.status(), 200);
     link.cut();
-    // Askers share a look that is up to a second old.
+    // Callers share a probe of the database, which may be up to a second old.
     until("the service is not ready", || async { get("/readyz").await.unwrap().status() == 503 }).await;
     let response = get("/readyz").await.unwrap();
     assert!(response.headers().contains_key("retry-after"));
@@ -256,14 +256,14 @@ async fn without_its_database_the_service_says_so_and_recovers() {
     assert!(response.headers().contains_key("retry-after"));
     let body = error(response).await.to_string();
     assert!(!body.contains("sqlx") && !body.contains("pool"), "{body}");
-    assert_eq!(get("/healthz").await.unwrap().status(), 200, "alive all the same");
+    assert_eq!(get("/healthz").await.unwrap().status(), 200, "it is still alive");
     link.mend();
     until("the service is ready again", || async { get("/readyz").await.unwrap().status() == 200 }).await;
     assert_eq!(server.post(good).await.status(), 200);
 }
 
 #[tokio::test]
-async fn a_gateway_alone_serves_a_service_elsewhere() {
+async fn a_gateway_alone_serves_a_service_in_another_process() {
     let server = TestServer::start().await;
     let channel = tonic::transport::Endpoint::from_shared(server.grpc_url.clone()).unwrap();
     let bound = Bound::gateway(channel, &options(&[]).http).await.unwrap();
@@ -318,18 +318,18 @@ async fn both_listeners_speak_tls() {
     assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, 0);
 }
 
-pub(crate) fn gzip(octets: &[u8]) -> Vec<u8> {
-    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    std::io::Write::write_all(&mut packer, octets).unwrap();
-    packer.finish().unwrap()
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut encoder, bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
-pub(crate) fn zstd(octets: &[u8]) -> Vec<u8> {
-    zstd::stream::encode_all(octets, 3).unwrap()
+pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::stream::encode_all(bytes, 3).unwrap()
 }
 
 #[tokio::test]
-async fn packed_bodies_are_unpacked_and_bombs_are_not() {
+async fn compressed_bodies_are_decompressed_within_limits() {
     let server = TestServer::start().await;
     let post = |encoding: &'static str, media_type: &'static str, body: Vec<u8>| {
         let request = server.post_request().header("content-encoding", encoding).header("content-type", media_type).body(body);
@@ -349,7 +349,8 @@ async fn packed_bodies_are_unpacked_and_bombs_are_not() {
     let one = br#"{"entries":[{"email":"json@example.com"}]}"#;
     assert_eq!(post("gzip", "application/json", gzip(one)).await.json::<Value>().await.unwrap()["data"]["imported"], 1);
 
-    // A JSON body counts as what it unpacks to, a file as how much more that is than it was.
+    // A JSON body is limited by its decompressed size, a file by the ratio of that to its
+    // compressed size.
     let blank = vec![b'\n'; 64 << 20];
     let padded = [one.as_slice(), &vec![b' '; 9 << 20]].concat();
     let mut wide = zstd::stream::Encoder::new(Vec::new(), 3).unwrap();
@@ -366,7 +367,7 @@ async fn packed_bodies_are_unpacked_and_bombs_are_not() {
         ("zstd", "application/x-ndjson", zstd(&blank), 413),
         ("zstd", "text/csv", wide, 400),
         ("gzip", "text/csv", broken, 400),
-        ("gzip", "text/csv", b"not packed at all".to_vec(), 400),
+        ("gzip", "text/csv", b"not compressed at all".to_vec(), 400),
         ("zstd", "application/json", one.to_vec(), 400),
         ("br", "text/csv", b"email\n".to_vec(), 415),
         ("gzip, gzip", "text/csv", gzip(&gzip(b"email\n")), 415),

@@ -304,7 +304,7 @@ async fn reflection_and_health_answer_without_a_key() {
 }
 
 #[tokio::test]
-async fn the_log_has_a_row_an_import_with_all_its_counts() {
+async fn the_log_has_one_row_for_each_import_with_its_counts() {
     let server = TestServer::start().await;
     // Several batches, with rejected entries between and after them.
     let entries: Vec<Entry> = numbered(0..65_000)

@@ -1,4 +1,5 @@
-//! `ScrubEntries`: a mailing list of any length, in order, and never a wrong "you may write to them".
+//! `ScrubEntries`: a mailing list of any length is answered in order, and no suppressed address is
+//! reported as clear.
 
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ async fn begin(server: &TestServer, key: &str) -> (mpsc::Sender<ScrubEntriesRequ
     (send, server.client().await.scrub_entries(call).await.unwrap().into_inner())
 }
 
-/// Each message's verdicts, a letter an address: `s` for suppressed, `c` for clear, `e` for no address.
+/// The verdicts of each message, one letter for each address: `s` for suppressed, `c` for clear,
+/// `e` for a text that is not an address.
 async fn verdicts(server: &TestServer, key: &str, messages: Vec<ScrubEntriesRequest>) -> Result<Vec<String>, Status> {
     let call = with_key(tokio_stream::iter(messages), key);
     let mut answers = server.client().await.scrub_entries(call).await?.into_inner();
@@ -57,7 +59,7 @@ async fn each_message_is_answered_in_order() {
     assert!(verdicts(&server, &server.key, vec![]).await.unwrap().is_empty());
 
     let (send, mut answers) = begin(&server, &server.key).await;
-    // An answer comes while the request's side is still open.
+    // A message is answered while the request stream is still open.
     send.send(ask(["a@example.com"])).await.unwrap();
     let result = answers.message().await.unwrap().unwrap().results.remove(0);
     assert_eq!((result.email.as_str(), result.suppressed), ("a@example.com", true));
@@ -82,7 +84,7 @@ async fn a_long_list_is_answered_like_many_checks() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_or_too_slow_ends_the_stream() {
+async fn a_message_that_is_too_large_or_too_late_ends_the_stream() {
     let server = TestServer::start_with(&["--stream-idle-timeout-secs", "1"], &crate::harness::database().await).await;
     let too_many = ScrubEntriesRequest { emails: vec!["a@example.com".to_owned(); 10_001] };
     let refused = verdicts(&server, &server.key, vec![too_many]).await.unwrap_err();
@@ -103,6 +105,6 @@ async fn a_revoked_key_gets_no_more_answers() {
     send.send(ask(["a@example.com"])).await.unwrap();
     assert!(answers.message().await.unwrap().is_some());
     server.store.revoke_key(id).await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(5), answers.message()).await.expect("the contract's bound");
+    let ended = tokio::time::timeout(Duration::from_secs(5), answers.message()).await.expect("the documented limit");
     assert_eq!(ended.unwrap_err().code(), Code::Unauthenticated);
 }

@@ -1,4 +1,5 @@
-//! The house keeps its shape: imports between rooms run one way, and each foreign vocabulary has one room.
+//! The structure of the source: modules depend on each other in one direction only, and each
+//! foreign library is used in one place.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
         if path.is_dir() {
             found.extend(sources(&path));
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            // Tests at the end of a file may use what they like.
+            // The tests at the end of a file may use everything.
             let text = fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
             let code = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
@@ -22,10 +23,11 @@ fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// `crate::room` anywhere, or `room` at the first level of `use crate::{…};`.
-fn uses(code: &str, room: &str) -> bool {
+/// Whether `code` has `crate::module` anywhere, or `module` at the first level of
+/// `use crate::{…};`.
+fn uses(code: &str, module: &str) -> bool {
     let starts =
-        |text: &str| text.trim_start().strip_prefix(room).is_some_and(|rest| rest.starts_with([':', ',', ';', '}', ' ', '\n']));
+        |text: &str| text.trim_start().strip_prefix(module).is_some_and(|rest| rest.starts_with([':', ',', ';', '}', ' ', '\n']));
     code.split("crate::").skip(1).any(|after| {
         let Some(list) = after.strip_prefix('{') else { return starts(after) };
         let list = list.split(';').next().unwrap_or_default();
@@ -39,7 +41,7 @@ fn uses(code: &str, room: &str) -> bool {
 }
 
 #[test]
-fn imports_between_rooms_run_one_way() {
+fn modules_depend_on_each_other_in_one_direction() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let never = [
         ("domain", &["files", "store", "grpc", "gateway", "server", "cli", "proto", "wire", "postgres", "config", "telemetry"][..]),
@@ -50,20 +52,20 @@ fn imports_between_rooms_run_one_way() {
         ("gateway", &["domain", "store", "grpc", "server", "cli", "postgres", "config"]),
         ("cli", &["gateway", "grpc"]),
     ];
-    for (room, forbidden) in never {
-        for (path, code) in sources(&src.join(room)) {
+    for (module, forbidden) in never {
+        for (path, code) in sources(&src.join(module)) {
             for other in forbidden {
                 assert!(!uses(&code, other), "{} must not use {other}", path.display());
             }
         }
     }
     for (path, code) in sources(&src) {
-        let inside = |room: &str| path.starts_with(src.join(room)) || path == src.join(format!("{room}.rs"));
-        assert!(inside("store") || inside("postgres") || !code.contains("sqlx"), "{} speaks SQL", path.display());
-        assert!(inside("gateway") || inside("server") || !code.contains("axum"), "{} speaks axum", path.display());
-        assert!(inside("domain") || !code.contains("psl::"), "{} speaks of public suffixes", path.display());
+        let inside = |module: &str| path.starts_with(src.join(module)) || path == src.join(format!("{module}.rs"));
+        assert!(inside("store") || inside("postgres") || !code.contains("sqlx"), "{} uses sqlx", path.display());
+        assert!(inside("gateway") || inside("server") || !code.contains("axum"), "{} uses axum", path.display());
+        assert!(inside("domain") || !code.contains("psl::"), "{} uses psl", path.display());
         for foreign in ["tonic", "clap", "tokio", "http::", "hyper"] {
-            assert!(!inside("files") || !code.contains(foreign), "{} speaks of {foreign}", path.display());
+            assert!(!inside("files") || !code.contains(foreign), "{} uses {foreign}", path.display());
         }
         for caller in ["server", "cli"] {
             let may = inside("cli") || inside("server") || path == src.join("lib.rs") || path == src.join("main.rs");
@@ -73,8 +75,8 @@ fn imports_between_rooms_run_one_way() {
 }
 
 #[test]
-fn what_reads_bodies_and_what_refuses_them_is_no_circle() {
+fn the_gateways_errors_do_not_depend_on_its_bodies() {
     let error = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gateway/error.rs");
     let code = fs::read_to_string(error).unwrap();
-    assert!(!code.contains("body::{") && !code.contains("super::body"), "errors know nothing of bodies");
+    assert!(!code.contains("body::{") && !code.contains("super::body"), "gateway::error must not use gateway::body");
 }

@@ -1,4 +1,5 @@
-//! Check, list, export, delete, summary, replay: against a model in memory, and by their promises one by one.
+//! Check, list, export, delete, summary and replay: each documented property, and random operations
+//! against a model in memory.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +51,7 @@ async fn an_address_is_suppressed_by_itself_or_a_domain_above_it() {
     assert_eq!(
         results.iter().map(|result| result.email.as_str()).collect::<Vec<_>>(),
         asked,
-        "in the request's order, as they came"
+        "in the order of the request, as they were sent"
     );
     let by: Vec<_> = results.iter().map(|result| result.entry.as_ref().map_or("", |entry| entry.email.as_str())).collect();
     assert_eq!(
@@ -78,7 +79,7 @@ async fn an_address_is_suppressed_by_itself_or_a_domain_above_it() {
 }
 
 #[tokio::test]
-async fn a_check_without_its_database_is_an_error_and_never_a_no() {
+async fn a_check_without_its_database_is_an_error() {
     let database_url = database().await;
     let link = Proxy::to(&database_url).await;
     let flags = ["--database-connect-timeout-secs", "1"];
@@ -95,7 +96,7 @@ async fn a_check_without_its_database_is_an_error_and_never_a_no() {
     }
 }
 
-/// The pages of a list, and the total of each.
+/// The addresses on all pages of a list, and the total of each page.
 async fn pages(client: &mut DncServiceClient<Channel>, key: &str, filter: &EntryFilter, page_size: i32) -> (Vec<String>, Vec<i64>) {
     let (mut seen, mut totals, mut token) = (Vec::new(), Vec::new(), String::new());
     loop {
@@ -111,7 +112,7 @@ async fn pages(client: &mut DncServiceClient<Channel>, key: &str, filter: &Entry
 }
 
 #[tokio::test]
-async fn a_list_is_stable_while_others_write_and_its_cursor_belongs_to_it_alone() {
+async fn pages_are_stable_under_writes_and_a_page_token_fits_only_its_list() {
     let server = TestServer::start().await;
     let mut client = server.client().await;
     server.import(vec![request(numbered(0..100).map(|e| Entry { reason: "bounce".into(), ..e }).collect())]).await.unwrap();
@@ -122,12 +123,12 @@ async fn a_list_is_stable_while_others_write_and_its_cursor_belongs_to_it_alone(
     let token = first.next_page_token.clone();
     assert_eq!((first.entries.len(), first.total_size), (10, 100));
 
-    // Before and behind the cursor.
+    // Entries before and after the position of the token.
     let more =
         ["aaa@example.com", "user0000005x@example.com", "zzz@example.com"].map(|a| Entry { reason: "bounce".into(), ..email(a) });
     server.import(vec![request(more.to_vec())]).await.unwrap();
     let second = client.list_entries(with_key(ask(Some(filter.clone()), &token), &server.key)).await.unwrap().into_inner();
-    assert_eq!(second.total_size, 100, "the first page's count is carried along");
+    assert_eq!(second.total_size, 100, "the count of the first page is carried in the token");
     assert_eq!(second.entries[0].email, "user0000010@example3.com");
 
     let tampered = token.replace(&token[10..12], if &token[10..12] == "00" { "01" } else { "00" });
@@ -146,7 +147,7 @@ async fn a_list_is_stable_while_others_write_and_its_cursor_belongs_to_it_alone(
 }
 
 #[tokio::test]
-async fn the_lists_http_form_is_the_documented_one() {
+async fn lists_and_checks_over_http_have_the_documented_form() {
     let server = TestServer::start().await;
     let get = |path: &str| {
         let request = http_client().get(format!("{}{path}", server.http_url)).header("x-api-key", &server.key);
@@ -214,10 +215,10 @@ async fn the_lists_http_form_is_the_documented_one() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_release_stored_is_suppressed_listed_and_removable() {
+async fn entries_of_an_earlier_release_are_suppressed_listed_and_deletable() {
     let server = TestServer::start().await;
     server.import(vec![request(vec![email("old@example.com"), domain("old.example.com")])]).await.unwrap();
-    // What the rules of an earlier release let in.
+    // Addresses that the rules of an earlier release accepted.
     let (address, suffix) = ("o\u{200b}ld@example.com", "kobe.jp");
     for (from, to) in [("old@example.com", address), ("old.example.com", suffix)] {
         let updated = sqlx::query("UPDATE entries SET address = $1 WHERE address = $2").bind(to).bind(from);
@@ -237,7 +238,7 @@ async fn what_an_earlier_release_stored_is_suppressed_listed_and_removable() {
 }
 
 #[tokio::test]
-async fn deletions_are_one_of_two_modes_and_leave_a_trace() {
+async fn deletions_have_two_modes_and_are_logged() {
     let server = TestServer::start().await;
     let delete = |body: Value| {
         let url = format!("{}/v1/dnc", server.http_url);
@@ -279,9 +280,9 @@ async fn deletions_are_one_of_two_modes_and_leave_a_trace() {
     assert_eq!(delete(json!({"selectAll": true, "type": "domain", "reason": "import"})).await.1["data"]["deleted"], 1);
     assert_eq!(delete(json!({"selectAll": true, "search": "user"})).await.1["data"]["deleted"], 25_000);
     assert_eq!(delete(json!({"selectAll": true})).await.1["data"]["deleted"], 0);
-    assert_eq!(server.rows(server.other_workspace).await.len(), 10, "another's list is as it was");
-    type Trace = (i64, i64, String, Option<i64>, Option<String>, Option<String>, Option<String>);
-    let traces: Vec<Trace> = sqlx::query_as(
+    assert_eq!(server.rows(server.other_workspace).await.len(), 10, "the list of the other workspace is unchanged");
+    type Logged = (i64, i64, String, Option<i64>, Option<String>, Option<String>, Option<String>);
+    let log: Vec<Logged> = sqlx::query_as(
         "SELECT key_id, deleted, mode, named, filter_type, filter_reason, filter_search FROM deletions WHERE workspace_id = $1 ORDER BY id",
     )
     .bind(server.workspace.0)
@@ -290,7 +291,7 @@ async fn deletions_are_one_of_two_modes_and_leave_a_trace() {
     .unwrap();
     let text = |text: &str| Some(text.to_owned());
     assert_eq!(
-        traces,
+        log,
         [
             (1, 0, "all".to_owned(), None, None, None, None),
             (1, 1, "emails".to_owned(), Some(2), None, None, None),
@@ -302,7 +303,7 @@ async fn deletions_are_one_of_two_modes_and_leave_a_trace() {
 }
 
 #[tokio::test]
-async fn deletions_and_imports_of_the_same_addresses_do_not_stop_each_other() {
+async fn concurrent_deletions_and_imports_of_the_same_addresses_succeed() {
     let server = TestServer::start().await;
     let mut tasks = JoinSet::new();
     for number in 0..8 {
@@ -327,7 +328,7 @@ async fn deletions_and_imports_of_the_same_addresses_do_not_stop_each_other() {
 }
 
 #[tokio::test]
-async fn an_export_imported_elsewhere_is_the_same_list() {
+async fn an_export_can_be_imported_as_the_same_list() {
     let server = TestServer::start().await;
     let mut entries: Vec<_> = numbered(0..9_000).collect();
     for odd in
@@ -365,7 +366,7 @@ async fn an_export_imported_elsewhere_is_the_same_list() {
 }
 
 #[tokio::test]
-async fn slow_readers_of_exports_hold_no_connection() {
+async fn slow_readers_of_exports_hold_no_database_connection() {
     let server = TestServer::start_with(&["--database-connections-max", "4"], &database().await).await;
     server.import(vec![request(numbered(0..50_000).collect())]).await.unwrap();
     let mut readers = Vec::new();
@@ -380,7 +381,7 @@ async fn slow_readers_of_exports_hold_no_connection() {
 }
 
 #[tokio::test]
-async fn many_checks_at_once_each_get_their_own_answer() {
+async fn concurrent_checks_each_get_their_own_answer() {
     let server = TestServer::start().await;
     server.import(vec![request(numbered(0..500).collect())]).await.unwrap();
     let channel = server.channel().await;
@@ -399,7 +400,7 @@ async fn many_checks_at_once_each_get_their_own_answer() {
 }
 
 #[tokio::test]
-async fn bad_lines_of_a_file_fail_alone_and_say_why() {
+async fn invalid_lines_of_a_file_are_rejected_one_by_one_with_their_causes() {
     let server = TestServer::start().await;
     let post = |media_type: &'static str, body: String| {
         let request = server.post_request().header("content-type", media_type).body(body);
@@ -434,15 +435,15 @@ async fn bad_lines_of_a_file_fail_alone_and_say_why() {
 }
 
 #[tokio::test]
-async fn a_repeated_request_id_answers_the_first_success_again() {
+async fn a_repeated_idempotency_key_gets_the_first_answer_again() {
     let server = TestServer::start().await;
     let options = || ImportOptions { request_id: "first".into(), ..ImportOptions::default() };
     let first = server.import(vec![with_options(vec![email("a@example.com"), email("bad")], options())]).await.unwrap();
     assert_eq!((first.imported, first.failed), (1, 1));
     let again = server.import(vec![with_options(vec![email("a@example.com"), email("bad")], options())]).await.unwrap();
-    assert_eq!(again, first, "with the causes, too");
+    assert_eq!(again, first, "with the causes");
     assert_eq!(server.count().await, 1);
-    // Another workspace's id of the same name is another id.
+    // The same text in another workspace is another key.
     let call = with_key(tokio_stream::iter([with_options(vec![email("a@example.com")], options())]), &server.other_key);
     assert_eq!(server.client().await.import_entries(call).await.unwrap().into_inner().failed, 0);
     let post = |body: Value| {
@@ -453,7 +454,7 @@ async fn a_repeated_request_id_answers_the_first_success_again() {
     assert_eq!(post(json!({"entries": [{"email": "c@example.com"}]})).await, first);
     let long = ImportOptions { request_id: "x".repeat(129), ..ImportOptions::default() };
     assert_eq!(server.import(vec![with_options(vec![], long)]).await.unwrap_err().code(), Code::InvalidArgument);
-    // A day later the id is new again.
+    // A day later the key can be used for another import.
     sqlx::query("UPDATE import_requests SET finished_at = finished_at - interval '25 hours'")
         .execute(&mut server.connection().await)
         .await
@@ -462,7 +463,7 @@ async fn a_repeated_request_id_answers_the_first_success_again() {
 }
 
 #[tokio::test]
-async fn simultaneous_first_uses_of_a_request_id_run_the_import_once() {
+async fn concurrent_first_uses_of_an_idempotency_key_run_the_import_once() {
     let server = TestServer::start().await;
     let mut calls = JoinSet::new();
     for _ in 0..8 {
@@ -477,14 +478,14 @@ async fn simultaneous_first_uses_of_a_request_id_run_the_import_once() {
         calls.spawn(async move { client.import_entries(call).await.unwrap().into_inner() });
     }
     for answer in calls.join_all().await {
-        assert_eq!((answer.imported, answer.skipped), (30_000, 0), "each gets the one answer");
+        assert_eq!((answer.imported, answer.skipped), (30_000, 0), "each gets the same answer");
     }
     let runs: i64 = sqlx::query_scalar("SELECT count(*) FROM imports").fetch_one(&mut server.connection().await).await.unwrap();
     assert_eq!(runs, 1);
 }
 
 #[tokio::test]
-async fn a_failed_import_gives_its_request_id_back() {
+async fn a_failed_import_releases_its_idempotency_key() {
     let server = TestServer::start().await;
     let options = || ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
     let broken = vec![with_options(vec![email("a@example.com")], options()), request(vec![email("x".repeat(5 << 20))])];
@@ -493,19 +494,19 @@ async fn a_failed_import_gives_its_request_id_back() {
 }
 
 #[tokio::test]
-async fn a_request_id_whose_import_died_is_free_when_its_lease_is_over() {
+async fn an_idempotency_key_of_a_dead_import_is_free_when_its_lease_ends() {
     let server = TestServer::start().await;
     let dead = "INSERT INTO import_requests (workspace_id, request_id, import_id, lease_until)
                 VALUES ($1, 'x', '00000000-0000-0000-0000-000000000000', now() + interval '1 second')";
     sqlx::query(dead).bind(server.workspace.0).execute(&mut server.connection().await).await.unwrap();
     let options = ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
     let answer = server.import(vec![with_options(vec![email("a@example.com")], options.clone())]).await.unwrap();
-    assert_eq!(answer.imported, 1, "waited, and then ran");
+    assert_eq!(answer.imported, 1, "it waited, and then ran");
     assert_eq!(server.import(vec![with_options(vec![email("a@example.com")], options)]).await.unwrap(), answer);
 }
 
 #[tokio::test]
-async fn an_import_that_lost_its_request_id_does_not_succeed() {
+async fn an_import_that_lost_its_idempotency_key_does_not_succeed() {
     let server = TestServer::start().await;
     let options = || ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
     let (messages, stream) = tokio::sync::mpsc::channel(1);
@@ -515,11 +516,11 @@ async fn an_import_that_lost_its_request_id_does_not_succeed() {
     messages.send(with_options(vec![email("quick@example.com")], options())).await.unwrap();
     messages.send(request(vec![email("slow@example.com")])).await.unwrap();
     let lost = async || {
-        // As if its server had not been able to renew the lease.
+        // As if its server could not renew the lease.
         let past = "UPDATE import_requests SET lease_until = now() - interval '1 second' WHERE request_id = 'x'";
         sqlx::query(past).execute(&mut server.connection().await).await.unwrap().rows_affected() == 1
     };
-    until("the slow import has the id, and loses it", lost).await;
+    until("the slow import has the key, and loses it", lost).await;
     let quick = server.import(vec![with_options(vec![email("quick@example.com")], options())]).await.unwrap();
     assert_eq!(quick.imported, 1);
     drop(messages);
@@ -530,7 +531,7 @@ async fn an_import_that_lost_its_request_id_does_not_succeed() {
 }
 
 #[tokio::test]
-async fn a_repeated_file_gets_the_causes_of_its_bad_lines_again() {
+async fn a_repeated_file_gets_the_causes_of_its_invalid_lines_again() {
     let server = TestServer::start().await;
     let file = format!("email,reason\na@example.com,bounce\n{},x\nbad,\n{}", "x".repeat(70_000), "b@example.com,\n".repeat(50_000));
     let post = || {
@@ -543,7 +544,7 @@ async fn a_repeated_file_gets_the_causes_of_its_bad_lines_again() {
     assert_eq!(post().await, first);
 }
 
-/// Puts so many entries into a workspace that no socket's buffer holds their export.
+/// Stores so many entries in a workspace that their export is larger than any socket buffer.
 async fn fill(server: &TestServer) {
     let many = "INSERT INTO entries (workspace_id, added_by, address, reason)
                 SELECT $1, 1, 'user' || n || '@example.com', repeat('x', 64) FROM generate_series(1, 300000) n";
@@ -551,7 +552,7 @@ async fn fill(server: &TestServer) {
 }
 
 #[tokio::test]
-async fn an_export_whose_database_goes_away_breaks_and_does_not_just_end() {
+async fn an_export_that_loses_its_database_breaks_instead_of_ending() {
     let database_url = database().await;
     let link = Proxy::to(&database_url).await;
     let flags = ["--database-connect-timeout-secs", "1"];
@@ -570,7 +571,7 @@ async fn an_export_whose_database_goes_away_breaks_and_does_not_just_end() {
                 Err(_) => break true,
             }
         };
-        assert!(broken, "a file that just ends looks whole");
+        assert!(broken, "an export that just ends looks complete");
         link.mend();
         let ready = || async { http_client().get(format!("{}/readyz", server.http_url)).send().await.unwrap().status() == 200 };
         until("the service is ready again", ready).await;
@@ -578,7 +579,7 @@ async fn an_export_whose_database_goes_away_breaks_and_does_not_just_end() {
 }
 
 #[tokio::test]
-async fn an_export_ends_with_its_key() {
+async fn an_export_breaks_when_its_key_is_revoked() {
     let server = TestServer::start().await;
     fill(&server).await;
     let call = with_key(ExportEntriesRequest::default(), &server.key);
@@ -589,10 +590,10 @@ async fn an_export_ends_with_its_key() {
         let call = with_key(SummarizeEntriesRequest {}, &server.key);
         server.client().await.summarize_entries(call).await.is_err()
     };
-    until("the server knows of the revocation", refused).await;
+    until("the server has noticed the revocation", refused).await;
     let status = loop {
         match messages.message().await {
-            Ok(message) => assert!(message.is_some(), "ended as if it were whole"),
+            Ok(message) => assert!(message.is_some(), "it ended as if it were complete"),
             Err(status) => break status,
         }
     };
@@ -602,7 +603,7 @@ async fn an_export_ends_with_its_key() {
 const LONG_AGO: prost_types::Timestamp = prost_types::Timestamp { seconds: 946_684_800, nanos: 0 };
 const FAR_AWAY: prost_types::Timestamp = prost_types::Timestamp { seconds: 32_503_680_000, nanos: 0 };
 
-/// Seeded random operations on two workspaces, each answer held against a model.
+/// Runs seeded random operations on two workspaces, and compares each answer with a model.
 #[tokio::test]
 async fn random_operations_agree_with_a_model() {
     use proptest::test_runner::{RngAlgorithm, TestRng};
@@ -642,7 +643,7 @@ async fn random_operations_agree_with_a_model() {
             r#type: below(3).cast_signed(),
             reason: if below(2) == 0 { reason.to_owned() } else { String::new() },
             search: ["", "U1", "example", "d1.", "%", "_"][below(6) as usize].to_owned(),
-            // Everything was stored today.
+            // All entries are stored today.
             create_time_from: [None, Some(LONG_AGO), Some(FAR_AWAY)][below(8).saturating_sub(5) as usize],
             create_time_to: [None, Some(FAR_AWAY), Some(LONG_AGO)][below(8).saturating_sub(5) as usize],
         };
@@ -731,7 +732,7 @@ async fn random_operations_agree_with_a_model() {
 }
 
 #[tokio::test]
-async fn large_answers_fit_clients_that_take_no_more_than_4_mib() {
+async fn large_answers_fit_into_4_mib() {
     let server = TestServer::start().await;
     let address = |number: u32| format!("{}{number:05}@{}example.com", "a".repeat(59), "long-label-of-a-domain.".repeat(7));
     let entries: Vec<Entry> =

@@ -1,4 +1,5 @@
-//! One PostgreSQL for the run, a database of its own for every test, and a running service in front of it.
+//! One PostgreSQL for the test run, a new database for each test, and a running service in front of
+//! it.
 
 mod calls;
 pub mod process;
@@ -37,19 +38,21 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// The server of this run. In a static, so it is never dropped: it stops when this process ends, in whatever way.
+/// The PostgreSQL of this run. It is in a static and never dropped; it stops when this process
+/// ends, however that happens.
 struct Run {
-    /// Holds the server, unless the caller of the tests gave one.
+    /// The private server, unless `TEST_DATABASE_URL` names another one.
     _postgres: Option<PrivatePostgres>,
-    /// The URL up to the name of the database.
+    /// The URL without the name of the database.
     base_url: String,
+    /// The migrated database that new ones are copied from.
     template: String,
 }
 
 fn run() -> &'static Run {
     static RUN: OnceLock<Run> = OnceLock::new();
     RUN.get_or_init(|| {
-        // A runtime of its own: the one of the test that comes first ends with that test.
+        // In a runtime of its own: that of the first test ends with that test.
         std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap().block_on(start_run())).join().unwrap()
     })
 }
@@ -78,15 +81,15 @@ async fn start_run() -> Run {
     Run { _postgres: postgres, base_url, template }
 }
 
-/// A new directory for a private PostgreSQL, which removes it itself.
+/// A new directory for a private PostgreSQL, which removes it when it ends.
 pub fn scratch_dir() -> PathBuf {
     tempfile::Builder::new().prefix("dnc-test-").tempdir().unwrap().keep()
 }
 
-/// What a server logs is shown with a test that fails.
+/// Shows the warnings and errors of the server in the output of a failed test.
 fn log_to_test() {
     let log = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::WARN);
-    // Done by whichever test came first.
+    // Fails in all tests but the first, which has set it already.
     let _ = log.try_init();
 }
 
@@ -106,7 +109,7 @@ pub async fn database() -> String {
     new_database(run, &run.template).await
 }
 
-/// The URL of a new database with nothing in it.
+/// The URL of a new, empty database without a schema.
 pub async fn bare_database() -> String {
     let run = tokio::task::spawn_blocking(run).await.unwrap();
     new_database(run, "template0").await
@@ -116,16 +119,16 @@ async fn new_database(run: &Run, template: &str) -> String {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let name = format!("dnc_test_{}_{number}", std::process::id());
-    // A template can be copied by one at a time.
+    // PostgreSQL copies a template for one database at a time.
     static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _copying = COPYING.lock().await;
     postgres::create_database(&format!("{}postgres", run.base_url), &name, template).await.unwrap();
     format!("{}{name}", run.base_url)
 }
 
-/// A PostgreSQL of its own, for a test that harms it or reads its log, with a migrated database.
+/// A PostgreSQL of its own with a migrated database, for a test that damages it or reads its log.
 pub struct OwnPostgres {
-    // Dropped first, so that the server has stopped when its directory goes.
+    // Dropped first, so that the server has stopped before its directory is removed.
     pub server: PrivatePostgres,
     pub url: String,
     dir: tempfile::TempDir,
@@ -162,7 +165,7 @@ struct Flags {
     server: ServerOptions,
 }
 
-/// What `dnc serve` would be given with these flags, on free ports.
+/// The options of `dnc serve` with these flags, on free ports.
 pub fn options(flags: &[&str]) -> ServerOptions {
     let fixed = ["dnc", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0"];
     Flags::parse_from(fixed.iter().chain(flags).map(OsString::from)).server
@@ -193,7 +196,8 @@ impl TestServer {
         Self::start_through(flags, database_url, database_url).await
     }
 
-    /// `service_url` is how the service reaches the database that the test reaches by `database_url`.
+    /// `service_url` is the URL by which the service reaches the database, `database_url` the one
+    /// by which the test does.
     pub async fn start_through(flags: &[&str], database_url: &str, service_url: &str) -> Self {
         log_to_test();
         let options = options(flags);
@@ -230,12 +234,13 @@ impl TestServer {
         DncServiceClient::new(self.channel().await)
     }
 
-    /// A client for calls of every kind.
+    /// A client for [`Kind::make`].
     pub fn upstream(&self) -> DncServiceClient<Upstream> {
         upstream(&self.grpc_url)
     }
 
-    /// The guarded service on connections of its own, called without a socket: a call that is dropped here is dropped there at once.
+    /// The guarded service with database connections of its own, called without a socket. So a call
+    /// that is dropped here is dropped in the service at once.
     pub fn in_process(&self, flags: &[&str]) -> DncServiceClient<Upstream> {
         let options = options(flags);
         let store = dnc::server::store(&self.database_url, &options.database).unwrap();
@@ -273,7 +278,7 @@ impl TestServer {
         PgConnection::connect(&self.database_url).await.unwrap()
     }
 
-    /// Address, reason and key id of all entries of a workspace, by address.
+    /// Address, reason and key id of all entries of a workspace, in the order of the addresses.
     pub async fn rows(&self, workspace: WorkspaceId) -> Vec<(String, String, i64)> {
         sqlx::query_as("SELECT address, reason, added_by FROM entries WHERE workspace_id = $1 ORDER BY address")
             .bind(workspace.0)
@@ -282,6 +287,7 @@ impl TestServer {
             .unwrap()
     }
 
+    /// How many entries the first workspace has.
     pub async fn count(&self) -> i64 {
         sqlx::query_scalar("SELECT count(*) FROM entries WHERE workspace_id = $1")
             .bind(self.workspace.0)
@@ -303,7 +309,7 @@ impl TestServer {
     }
 }
 
-/// A client for calls of every kind to the server at `grpc_url`.
+/// A client for [`Kind::make`], to the server at `grpc_url`.
 pub fn upstream(grpc_url: &str) -> DncServiceClient<Upstream> {
     DncServiceClient::new(Upstream::elsewhere(Endpoint::from_shared(grpc_url.to_owned()).unwrap()))
 }
@@ -322,7 +328,7 @@ pub fn with_key<T>(message: T, key: &str) -> Request<T> {
     request
 }
 
-/// Waits until `condition` holds; the limit is for a test that fails.
+/// Waits until `condition` holds. The limit of 60 seconds only ends a test that fails.
 pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !condition().await {

@@ -1,7 +1,9 @@
-//! A TCP link with faults: it cuts, stalls, slows down, loses what is sent, stops taking connections, or leads to another server.
+//! A TCP link with faults: it cuts or stalls connections, slows them down, loses bytes, accepts no
+//! new connections, or leads to another server.
 //!
-//! A fault applies to the connections that exist, to new ones, or to both. A side that closes a stalled connection is not reported to the
-//! other side: the link is silent, as with a pulled cable. So the database keeps the sessions of a client that is gone.
+//! A fault applies to existing connections, to new ones, or to both. When one side closes a stalled
+//! connection, the other side is not notified, as with a pulled cable. So the database keeps the
+//! sessions of a client that is gone.
 
 #![allow(dead_code, reason = "each program that includes this file uses a part of it")]
 
@@ -26,11 +28,11 @@ use tokio::{
 pub enum Flow {
     /// Forwards them.
     Pass,
-    /// Forwards this many a second in each direction.
+    /// Forwards this many bytes a second in each direction.
     Slow(usize),
-    /// Forwards nothing and closes nothing. What was sent arrives once the bytes pass again.
+    /// Forwards nothing and closes nothing. The bytes arrive once the flow is `Pass` again.
     Stall,
-    /// Takes them and throws them away.
+    /// Receives them and discards them.
     Lose,
     /// Closes the connection, on both sides.
     Cut,
@@ -51,16 +53,16 @@ struct Link {
 }
 
 struct Connection {
-    /// Nobody listens to that of a closed connection.
+    /// Has no receiver once the connection is closed.
     flow: watch::Sender<Flow>,
     client_has_it: Arc<AtomicBool>,
 }
 
-/// Connections that wait to be taken before the kernel drops further attempts.
+/// Connections that wait to be accepted before the kernel drops further attempts.
 const BACKLOG: u32 = 64;
 
 impl Proxy {
-    /// A link that is up, to the server of `url`.
+    /// A working link to the server of `url`.
     pub async fn to(url: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -93,7 +95,7 @@ impl Proxy {
         Self { address, link }
     }
 
-    /// `url`, through this link.
+    /// `url` with the address of this link.
     pub fn url(&self, url: &str) -> String {
         let mut url = url::Url::parse(url).unwrap();
         url.set_host(Some("127.0.0.1")).unwrap();
@@ -101,20 +103,20 @@ impl Proxy {
         url.to_string()
     }
 
-    /// What happens to the connections that exist and to new ones.
+    /// Sets the flow of existing and new connections.
     pub fn all(&self, flow: Flow) {
         self.new_ones(flow);
         self.existing(flow);
     }
 
-    /// What happens to the connections that exist.
+    /// Sets the flow of existing connections.
     pub fn existing(&self, flow: Flow) {
         for connection in self.link.connections.lock().unwrap().iter() {
             connection.flow.send_replace(flow);
         }
     }
 
-    /// What happens to connections from now on.
+    /// Sets the flow of new connections, and accepts them.
     pub fn new_ones(&self, flow: Flow) {
         self.link.for_new.send_replace(flow);
         self.link.is_taking.send_replace(true);
@@ -125,7 +127,7 @@ impl Proxy {
         self.all(Flow::Cut);
     }
 
-    /// Lets everything pass again, also on connections that were stalled.
+    /// Lets everything pass again, on stalled connections as well.
     pub fn mend(&self) {
         self.all(Flow::Pass);
     }
@@ -137,11 +139,11 @@ impl Proxy {
         self.new_ones(Flow::Pass);
     }
 
-    /// Existing connections stall, and attempts at new ones are not even answered by the kernel: whoever connects waits.
+    /// Existing connections stall, and the kernel does not answer new attempts to connect.
     pub async fn unreachable(&self) {
         self.existing(Flow::Stall);
         self.link.is_taking.send_replace(false);
-        // The kernel answers for the listener until its backlog is full.
+        // The kernel completes connections until the listener's backlog is full.
         let mut filling = Vec::new();
         while let Ok(Ok(connection)) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(self.address)).await {
             filling.push(connection);
@@ -164,7 +166,7 @@ impl Proxy {
             .count()
     }
 
-    /// Connections that were made since the link is there.
+    /// All connections that were accepted so far.
     pub fn made(&self) -> usize {
         self.link.made.load(Ordering::Relaxed)
     }
@@ -193,7 +195,8 @@ impl Link {
             let is_gone = !client_has_it.load(Ordering::Relaxed);
             match now {
                 Flow::Cut => return,
-                // Nobody hears of a client that goes away now, until the link works again.
+                // The server is not notified of a client that leaves now, until the link works
+                // again.
                 Flow::Stall => tokio::select! {
                     () = closed(&near), if !is_gone => client_has_it.store(false, Ordering::Relaxed),
                     changed = flow.changed() => if changed.is_err() { return },
@@ -217,12 +220,12 @@ impl Link {
     }
 }
 
-/// One direction of a connection, with the bytes that were read and not forwarded yet.
+/// One direction of a connection, with the bytes that were read but not forwarded yet.
 #[derive(Default)]
 struct Pipe(Vec<u8>);
 
 impl Pipe {
-    /// Forwards until one of the ends is closed. May be dropped at any time and run again.
+    /// Forwards until one of the ends is closed. It may be dropped at any time and run again.
     async fn run(&mut self, from: &TcpStream, to: &TcpStream, flow: Flow) {
         let waiting = &mut self.0;
         loop {
@@ -259,7 +262,7 @@ impl Pipe {
     }
 }
 
-/// Waits until the other end has closed a connection that nobody reads.
+/// Waits until the peer has closed a connection that is not being read.
 async fn closed(connection: &TcpStream) {
     while let Ok(ready) = connection.ready(Interest::READABLE).await {
         if ready.is_read_closed() {
