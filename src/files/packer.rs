@@ -42,8 +42,8 @@ impl Counts {
 
 /// Packs rows, and gives them out in parts that are none too large.
 pub trait Pack {
-    /// A part.
-    type Packed;
+    /// A part; the default one is empty.
+    type Packed: Default;
 
     /// Takes a row.
     fn row(&mut self, row: &Row<'_>);

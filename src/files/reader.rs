@@ -119,8 +119,12 @@ enum State {
     /// Its start, until it is known what it is.
     Head {
         bytes: Vec<u8>,
-        /// So many of them are known to have no line of content.
+        /// So many of them were looked at for the end of a line of content.
         searched: usize,
+        /// What was looked at is blank.
+        is_blank: bool,
+        /// A line of content has ended.
+        has_ended_line: bool,
     },
     Csv(Box<Csv>),
     JsonLines(Lines),
@@ -136,7 +140,11 @@ impl Reader {
             now: options.now,
         };
         let rows = Rows { options, rules, delimiter: b',', known: None, is_headerless: false };
-        Self { text: Text::default(), state: State::Head { bytes: Vec::new(), searched: 0 }, rows }
+        Self {
+            text: Text::default(),
+            state: State::Head { bytes: Vec::new(), searched: 0, is_blank: true, has_ended_line: false },
+            rows,
+        }
     }
 
     /// Reads on, and hands over each row that ends here.
@@ -183,12 +191,14 @@ impl State {
             Self::Csv(csv) => csv.push(chunk, |record| rows.record(record, take)),
             Self::JsonLines(lines) => lines.push(chunk, |number, line| rows.json_line(number, line, take)),
             Self::Document(documents) => documents.push(chunk, |number, element| rows.json(number, element, take)),
-            Self::Head { bytes, searched } => {
+            Self::Head { bytes, searched, is_blank, has_ended_line } => {
                 bytes.extend_from_slice(chunk);
                 // A line of content tells what it is; in a pipe, blank lines may come alone.
-                let has_line = has_line(bytes, searched);
+                let has_line = has_line(&bytes[*searched..], is_blank);
+                *searched = bytes.len();
                 let is_format_known = rows.options.format == Some(Format::Ndjson);
-                if !has_line && !is_format_known && bytes.len() < HEAD_BYTES {
+                *has_ended_line |= has_line;
+                if !*has_ended_line && !is_format_known && bytes.len() < HEAD_BYTES {
                     return Ok(());
                 }
                 let Some(state) = rows.state_for(bytes, false)? else { return Ok(()) };
@@ -200,18 +210,13 @@ impl State {
     }
 }
 
-/// Whether a line with content ends in `bytes`. `searched` is where the look for one goes on.
-fn has_line(bytes: &[u8], searched: &mut usize) -> bool {
-    let blank = bytes[*searched..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-    let is_all_blank = bytes[..*searched].iter().all(u8::is_ascii_whitespace);
-    if is_all_blank {
-        *searched += blank;
-    }
-    let found = bytes[*searched..].contains(&b'\n');
-    if !found && !is_all_blank {
-        *searched = bytes.len();
-    }
-    found
+/// Whether a line with content ends in `bytes`. `is_blank` says whether all before it was blank, and then
+/// whether all up to its end is.
+fn has_line(bytes: &[u8], is_blank: &mut bool) -> bool {
+    let blank = if *is_blank { bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count() } else { 0 };
+    let content = &bytes[blank..];
+    *is_blank &= content.is_empty();
+    content.contains(&b'\n')
 }
 
 /// The character that stands between cells: the commonest in the first line, outside of quotes.

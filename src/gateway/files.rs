@@ -15,7 +15,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{Stream, StreamExt, stream, stream::try_unfold};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use tonic::Streaming;
 
 use super::{
@@ -27,7 +30,7 @@ use super::{
     whole::Held,
 };
 use crate::{
-    files::{CheckPacker, CheckPart, Format, Options, Pack, Packer, Purpose, Reader, Refused},
+    files::{CheckPacker, CheckPart, Format, Options, Pack, Packer, Purpose, Reader, Refused, Source},
     proto::{ExportEntriesResponse, ImportEntriesRequest, ImportOptions, ScrubEntriesRequest, ScrubEntriesResponse},
 };
 
@@ -41,6 +44,10 @@ const SLICE_BYTES: usize = 8 << 10;
 /// How long entries wait for others to fill a message with.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
 
+/// How long nothing is sent while rows come that need not be (those of people who may be written to); a service ends a call
+/// that says nothing.
+const ALIVE_EVERY: Duration = Duration::from_secs(20);
+
 /// Parts of a mailing list that are at the service at once.
 const PARTS_IN_FLIGHT: usize = 4;
 
@@ -50,6 +57,37 @@ pub(super) fn format_of_query(query: &Query) -> Result<Format, Problem> {
         None | Some("csv") => Ok(Format::Csv),
         Some("ndjson") => Ok(Format::Ndjson),
         Some(_) => Err(Problem::invalid("format", "expected csv or ndjson")),
+    }
+}
+
+/// What the caller says of a file besides its format.
+#[derive(Debug, Default)]
+pub(super) struct FileSource {
+    /// Where it comes from, in place of a guess.
+    source: Option<Source>,
+    /// The name of its column of addresses.
+    column: Option<String>,
+}
+
+impl FileSource {
+    /// `?from=` and `?column=`.
+    pub(super) fn of_query(query: &Query) -> Result<Self, Problem> {
+        let unknown = || {
+            let names: Vec<&str> = Source::names().collect();
+            Problem::invalid("from", &format!("expected one of {}", names.join(", ")))
+        };
+        let source = query.get("from").map(|name| Source::of_name(&name).ok_or_else(unknown)).transpose()?;
+        Ok(Self { source, column: query.get("column") })
+    }
+
+    /// That nothing was said, since the body is no file.
+    pub(super) fn require_none(&self) -> Result<(), Problem> {
+        let what = "goes with a file; leave it out, or send text/csv or application/x-ndjson";
+        match (self.source, &self.column) {
+            (Some(_), _) => Err(Problem::invalid("from", what)),
+            (None, Some(_)) => Err(Problem::invalid("column", what)),
+            (None, None) => Ok(()),
+        }
     }
 }
 
@@ -83,11 +121,12 @@ pub(super) fn export(format: Format, messages: Streaming<ExportEntriesResponse>)
 pub(super) fn import_messages(
     format: Format,
     body: ContentBody,
+    source: FileSource,
     options: ImportOptions,
     excluded: Arc<AtomicU64>,
 ) -> impl Stream<Item = Result<ImportEntriesRequest, Problem>> + Send + 'static {
     let purpose = Purpose::Import { is_reason_given: false };
-    let rows = Rows::new(format, purpose, body, Packer::new(Some(options), None, MESSAGE_ENTRIES, MESSAGE_BYTES));
+    let rows = Rows::new(format, purpose, source, body, Packer::new(Some(options), None, MESSAGE_ENTRIES, MESSAGE_BYTES));
     try_unfold(rows, move |mut rows| {
         let excluded = excluded.clone();
         async move {
@@ -99,8 +138,12 @@ pub(super) fn import_messages(
 }
 
 /// The parts of a mailing list, as it comes.
-pub(super) fn check_parts(format: Format, body: ContentBody) -> impl Stream<Item = Result<CheckPart, Problem>> + Send + 'static {
-    let rows = Rows::new(format, Purpose::Check, body, CheckPacker::default());
+pub(super) fn check_parts(
+    format: Format,
+    source: FileSource,
+    body: ContentBody,
+) -> impl Stream<Item = Result<CheckPart, Problem>> + Send + 'static {
+    let rows = Rows::new(format, Purpose::Check, source, body, CheckPacker::default());
     try_unfold(rows, |mut rows| async move { Ok(rows.next().await?.map(|part| (part, rows))) })
 }
 
@@ -112,17 +155,29 @@ struct Rows<P> {
     chunk: Bytes,
     reader: Reader,
     packer: P,
+    /// When the last message went.
+    sent_at: Instant,
 }
 
 impl<P: Pack> Rows<P> {
-    fn new(format: Format, purpose: Purpose, body: ContentBody, packer: P) -> Self {
+    fn new(format: Format, purpose: Purpose, source: FileSource, body: ContentBody, packer: P) -> Self {
+        let FileSource { source, column } = source;
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        let options = Options { format: Some(format), ..Options::new(purpose, now) };
-        Self { body: Some(body), chunk: Bytes::new(), reader: Reader::new(options), packer }
+        let options = Options { format: Some(format), source, column, ..Options::new(purpose, now) };
+        Self { body: Some(body), chunk: Bytes::new(), reader: Reader::new(options), packer, sent_at: Instant::now() }
     }
 
     async fn next(&mut self) -> Result<Option<P::Packed>, Problem> {
+        let message = self.read().await;
+        self.sent_at = Instant::now();
+        message
+    }
+
+    async fn read(&mut self) -> Result<Option<P::Packed>, Problem> {
         loop {
+            if self.sent_at.elapsed() > ALIVE_EVERY {
+                return Ok(Some(self.packer.flush().unwrap_or_default()));
+            }
             if let Some(full) = self.packer.next_full() {
                 return Ok(Some(full));
             }
@@ -260,7 +315,7 @@ mod tests {
         {
             let body = ContentBody::new(Encoding::Plain, Body::from(file), None);
             let packer = Packer::new(None, None, MESSAGE_ENTRIES, MESSAGE_BYTES);
-            let mut rows = Rows::new(format, Purpose::Import { is_reason_given: false }, body, packer);
+            let mut rows = Rows::new(format, Purpose::Import { is_reason_given: false }, FileSource::default(), body, packer);
             let mut count = 0;
             while let Some(message) = rows.next().await.ok().flatten() {
                 let entries = message.entries.len() + message.unreadable.len();
@@ -276,7 +331,7 @@ mod tests {
         let file = "email\n".to_owned() + &format!("{}\n", "a".repeat(60_000)).repeat(200);
         let body = ContentBody::new(Encoding::Plain, Body::from(file), None);
         let packer = Packer::new(None, None, MESSAGE_ENTRIES, MESSAGE_BYTES);
-        let mut rows = Rows::new(Format::Csv, Purpose::Import { is_reason_given: false }, body, packer);
+        let mut rows = Rows::new(Format::Csv, Purpose::Import { is_reason_given: false }, FileSource::default(), body, packer);
         let mut count = 0;
         while let Some(message) = rows.next().await.ok().flatten() {
             count += message.entries.len();

@@ -49,6 +49,7 @@ pub use self::error::unreadable;
 pub use self::upstream::{UPSTREAM_CALLS_MAX, UPSTREAM_CONNECTIONS_MAX, Upstream};
 use self::{
     error::Problem,
+    files::FileSource,
     query::Query,
     whole::{Bodies, Held},
 };
@@ -350,12 +351,16 @@ impl Gateway {
         let held = Held::default();
         let (received, bodies, counted, holding) = (headers.clone(), self.bodies.clone(), excluded.clone(), held.clone());
         let messages = once(async move {
-            let options = requests::import_options(query.as_deref(), request_id, default_reason)?;
+            let query = Query::parse(query.as_deref(), &requests::IMPORT_PARAMETERS)?;
+            let options = requests::import_options(&query, request_id, default_reason)?;
+            let source = FileSource::of_query(&query)?;
             Ok(match MediaType::of(&received)? {
                 MediaType::File(format) => {
-                    files::import_messages(format, bodies.file(&received, body, &holding).await?, options, counted).boxed()
+                    let body = bodies.file(&received, body, &holding).await?;
+                    files::import_messages(format, body, source, options, counted).boxed()
                 }
                 MediaType::Json => {
+                    source.require_none()?;
                     let entries = bodies.decode(&received, body, &holding, requests::import_entries).await?;
                     stream::iter(requests::import_requests(entries, options)).map(Ok).boxed()
                 }
@@ -383,8 +388,8 @@ impl Gateway {
         let held = Held::default();
         let (received, bodies, holding) = (headers.clone(), self.bodies.clone(), held.clone());
         let parts = once(async move {
-            Query::parse(query.as_deref(), &[])?;
-            Ok(files::check_parts(format, bodies.file(&received, body, &holding).await?))
+            let source = FileSource::of_query(&Query::parse(query.as_deref(), &["column"])?)?;
+            Ok(files::check_parts(format, source, bodies.file(&received, body, &holding).await?))
         });
         let (requests, waiting) = files::check_requests(parts.try_flatten());
         let (metadata, answers, fault) = self.call_for_stream("/dnc.v1.DncService/ScrubEntries", headers, requests).await?;

@@ -48,9 +48,12 @@ const TOO_MANY: &str = "too many";
 const EXPECTED: [(&str, &str); 4] =
     [("a string", "a string"), ("a boolean", "true or false"), ("a sequence", "an array"), ("an object", "an object")];
 
+/// The parameters of an import; the last two are of files.
+pub(super) const IMPORT_PARAMETERS: [&str; 3] = ["validateOnly", "from", "column"];
+
 /// The options of an import.
 pub(super) fn import_options(
-    query: Option<&str>,
+    query: &Query,
     idempotency_key: Option<HeaderValue>,
     default_reason: &str,
 ) -> Result<ImportOptions, Problem> {
@@ -59,7 +62,7 @@ pub(super) fn import_options(
         None => "",
     };
     Ok(ImportOptions {
-        validate_only: Query::parse(query, &["validateOnly"])?.flag("validateOnly")?,
+        validate_only: query.flag("validateOnly")?,
         default_reason: default_reason.to_owned(),
         request_id: request_id.to_owned(),
     })

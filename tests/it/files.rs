@@ -153,6 +153,22 @@ async fn people_who_may_be_written_to_are_counted_and_never_stored() {
     assert_eq!(reasons, [("a@example.com".into(), "unsubscribe_link".into()), ("c@example.com".into(), "bounce".into())]);
     let again = post(&server, "/v1/dnc", "text/csv", "email\nx@example.com\n").await.json::<Value>().await.unwrap();
     assert_eq!(excluded(again), json!({"added": 1, "skipped": 0}), "only if there are any");
+    // What the columns do not tell can be said.
+    let guess = "email,created\ny@example.com,1577934245\n";
+    post(&server, "/v1/dnc?from=sendgrid-spam-reports", "text/csv", guess).await;
+    post(&server, "/v1/dnc?column=Mail", "text/csv", "Mail,x\nz@example.com,y@example.com\n").await;
+    let reasons: Vec<_> = server.rows(server.workspace).await.into_iter().skip(3).map(|row| (row.0, row.1)).collect();
+    assert_eq!(reasons, [("y@example.com".into(), "complaint".into()), ("z@example.com".into(), "manual".into())]);
+    for (query, media_type, named) in [
+        ("from=nobody", "text/csv", "sendgrid-bounces"),
+        ("form=mandrill", "text/csv", "from"),
+        ("from=mandrill", "application/json", "goes with a file"),
+        ("column=Mail", "application/json", "goes with a file"),
+    ] {
+        let answer = post(&server, &format!("/v1/dnc/import?{query}"), media_type, "{}").await;
+        assert_eq!(answer.status(), 400, "{query}");
+        assert!(error(answer).await["message"].as_str().unwrap().contains(named), "{query}");
+    }
     // JSON stays the documented shape.
     let json_list = r#"[{"email_address":"e@example.com","status":"unsubscribed"}]"#;
     assert_eq!(post(&server, "/v1/dnc", "application/json", json_list).await.status(), 400);
