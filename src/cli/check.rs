@@ -12,16 +12,18 @@ use std::{
 };
 
 use anyhow::{anyhow, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use futures_util::{Stream, StreamExt};
 use indicatif::HumanCount;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    addresses::Addresses,
     admin::print,
-    client::{Addresses, Server, one_line},
+    client::Server,
     input::{self, Ended, Input, require_other_file},
     new_file::NewFile,
+    output::one_line,
     progress::Progress,
 };
 use crate::{
@@ -41,7 +43,9 @@ const PARTS_READY: usize = 2;
 const ALIVE_EVERY: Duration = Duration::from_secs(20);
 
 #[derive(Args, Debug)]
-#[command(after_long_help = "\
+#[command(
+    group = ArgGroup::new("asked").args(["addresses", "files"]).multiple(true).required(true),
+    after_long_help = "\
 With --clear and --suppressed a mailing list is split: each row goes into one of the two files, with all its columns. A row whose \
 address cannot be read counts as suppressed. The files have their names only when the whole list was checked.
 

@@ -1,35 +1,17 @@
-//! `dnc export` and `remove`: a gRPC client for people. What was asked for goes to
-//! standard output, everything else to standard error.
+//! How the commands for people call the service: where it is, who asks, and what is tried again.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context, bail};
-use clap::{Args, ValueEnum, builder::FalseyValueParser};
-use tokio::sync::mpsc;
+use anyhow::bail;
+use clap::{Args, ValueEnum};
 use tonic::{Code, Request, Response, Status, metadata::AsciiMetadataValue, transport::Channel};
 use tonic_types::StatusExt;
 
-use super::{
-    admin::print,
-    input::{self, Ended, Input},
-    link,
-    serve::dial,
-};
+use super::{link, serve::dial};
 use crate::{
     domain::{Kind, WorkspaceId},
-    files::{self, Content, Format, Purpose},
-    proto::{DeleteEntriesRequest, EntryFilter, ExportEntriesRequest, dnc_service_client::DncServiceClient},
+    proto::dnc_service_client::DncServiceClient,
 };
-
-/// Addresses that one call may name.
-const ADDRESSES_MAX: usize = 10_000;
-
-/// Octets of text in one call, well below the service's limit of 4 MiB.
-const CHUNK_BYTES: usize = 2 << 20;
 
 /// How often a call is made, and how long the server may ask to wait between two tries.
 const TRIES_MAX: u32 = 5;
@@ -52,113 +34,10 @@ pub(super) struct Server {
     workspace: Option<WorkspaceId>,
 }
 
-/// Addresses and domains: named one by one, or in files.
-#[derive(Args, Clone, Debug)]
-#[group(required = true, multiple = true)]
-pub(super) struct Addresses {
-    /// Addresses and domains; - reads them from standard input
-    #[arg(value_name = "ADDRESS")]
-    pub(super) addresses: Vec<String>,
-    /// A file of them, of any kind that `dnc import` reads; - is standard input; may be given
-    /// several times
-    #[arg(long = "file", short, env = "DNC_FILE", value_name = "FILE")]
-    pub(super) files: Vec<PathBuf>,
-    /// The column that holds the addresses in the files, if it is not known by its name
-    #[arg(long, env = "DNC_FILE_COLUMN", value_name = "NAME", requires = "files")]
-    pub(super) column: Option<String>,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct Export {
-    /// How the list is written
-    #[arg(long, env = "DNC_EXPORT_FORMAT", default_value = "csv")]
-    format: FileFormat,
-    /// Only entries of this type
-    #[arg(long = "type", env = "DNC_EXPORT_TYPE")]
-    entry_type: Option<TypeName>,
-    /// Only entries with exactly this reason
-    #[arg(long, env = "DNC_EXPORT_REASON")]
-    reason: Option<String>,
-    /// Only entries with this text in their address
-    #[arg(long, env = "DNC_EXPORT_SEARCH")]
-    search: Option<String>,
-    #[command(flatten)]
-    server: Server,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct Remove {
-    #[command(flatten)]
-    addresses: Addresses,
-    /// Remove nothing, and say how many would be gone
-    #[arg(long, env = "DNC_DRY_RUN", value_parser = FalseyValueParser::new())]
-    dry_run: bool,
-    #[command(flatten)]
-    server: Server,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FileFormat {
-    Csv,
-    Ndjson,
-}
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum TypeName {
     Email,
     Domain,
-}
-
-impl Addresses {
-    /// All of them, as many at once as one call may name. Files are read on a thread of its own, no
-    /// faster than they are taken.
-    fn chunks(self) -> mpsc::Receiver<anyhow::Result<Vec<String>>> {
-        let (ready, chunks) = mpsc::channel(1);
-        std::thread::spawn(move || {
-            let mut chunk = Vec::new();
-            let mut octets = 0;
-            let mut take = |address: String| {
-                octets += address.len();
-                chunk.push(address);
-                if chunk.len() < ADDRESSES_MAX && octets < CHUNK_BYTES {
-                    return Ok(());
-                }
-                octets = 0;
-                ready.blocking_send(Ok(std::mem::take(&mut chunk))).map_err(|_| Ended::Stopped)
-            };
-            let options = files::Options { column: self.column, ..files::Options::new(Purpose::Addresses, input::now()) };
-            let named = self.addresses.into_iter().try_for_each(|address| match address.as_str() {
-                "-" => read_addresses(Path::new("-"), &options, &mut take),
-                _ => take(address).map_err(|_| None),
-            });
-            let read = named.and_then(|()| self.files.iter().try_for_each(|file| read_addresses(file, &options, &mut take)));
-            let _ = ready.blocking_send(Ok(chunk));
-            if let Err(Some(error)) = read {
-                let _ = ready.blocking_send(Err(error));
-            }
-        });
-        chunks
-    }
-}
-
-/// Hands over the addresses in a file; the error is none when no more is wanted.
-fn read_addresses(
-    file: &Path,
-    options: &files::Options,
-    take: &mut impl FnMut(String) -> Result<(), Ended>,
-) -> Result<(), Option<anyhow::Error>> {
-    let input = Input::open(file)?;
-    let name = input.name.clone();
-    let read = input.read(options.clone(), |row| match row.content {
-        Content::Entry(entry) => take(entry.address.into_owned()),
-        // What cannot be read is named as well, and is no address.
-        Content::Unreadable(unreadable) => take(unreadable.texts.address.into_owned()),
-        Content::Header | Content::Excluded => Ok(()),
-    });
-    read.map_err(|ended| match ended {
-        Ended::Stopped => None,
-        Ended::Broken(why) => Some(anyhow::anyhow!("{name} {why}")),
-    })
 }
 
 impl TypeName {
@@ -221,55 +100,4 @@ impl Server {
     pub(super) fn told(&self, status: &Status) -> anyhow::Error {
         anyhow::Error::msg(link::why("--server", &self.server, status).unwrap_or_else(|| status.message().to_owned()))
     }
-}
-
-/// A text as a cell of a line: without what would end the cell or move the terminal's cursor.
-pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
-/// Writes the list to standard output.
-pub(super) async fn export(options: Export) -> anyhow::Result<()> {
-    let format = match options.format {
-        FileFormat::Csv => Format::Csv,
-        FileFormat::Ndjson => Format::Ndjson,
-    };
-    let filter = EntryFilter {
-        r#type: options.entry_type.map(|name| name.kind().number()).unwrap_or_default(),
-        reason: options.reason.unwrap_or_default(),
-        search: options.search.unwrap_or_default(),
-        ..EntryFilter::default()
-    };
-    let request = options.server.request(ExportEntriesRequest { filter: Some(filter) })?;
-    let mut messages =
-        options.server.client()?.export_entries(request).await.map_err(|status| options.server.told(&status))?.into_inner();
-    let told = |status| options.server.told(&status);
-    // Nothing is written before the service has answered: the head alone would look like an empty
-    // list.
-    let mut message = messages.message().await.map_err(told)?;
-    let mut out = std::io::stdout().lock();
-    out.write_all(&format.head())?;
-    while let Some(part) = message {
-        out.write_all(&format.write(part.entries)?)?;
-        message = messages.message().await.map_err(told)?;
-    }
-    out.flush()?;
-    Ok(())
-}
-
-/// Prints how many entries were removed.
-pub(super) async fn remove(options: Remove) -> anyhow::Result<()> {
-    let mut client = options.server.client()?;
-    let mut chunks = options.addresses.chunks();
-    let mut removed = 0;
-    while let Some(emails) = chunks.recv().await {
-        let emails = emails.with_context(|| format!("{removed} removed until then"))?;
-        if emails.is_empty() {
-            continue;
-        }
-        let message = DeleteEntriesRequest { emails, validate_only: options.dry_run, ..Default::default() };
-        let answer = client.delete_entries(options.server.request(message)?).await.map_err(|status| options.server.told(&status));
-        removed += answer.with_context(|| format!("{removed} removed until then"))?.into_inner().deleted;
-    }
-    print(&removed.to_string())
 }

@@ -3,10 +3,12 @@
 //! Exit status: 0 done; 1 failed, with one line on standard error that says what to do; 2 wrong usage; 3 from `check`: at least one is
 //! suppressed.
 
+mod addresses;
 mod admin;
 mod check;
 mod client;
 mod dev;
+mod export;
 mod import;
 mod input;
 mod link;
@@ -15,6 +17,7 @@ mod logs;
 mod new_file;
 mod output;
 mod progress;
+mod remove;
 mod selection;
 mod serve;
 
@@ -71,9 +74,9 @@ enum Command {
     /// Show how many entries there are, by type and reason
     Summary(list::Summary),
     /// Write the list, or a part of it, to standard output
-    Export(client::Export),
+    Export(export::Options),
     /// Take addresses and domains off the list
-    Remove(client::Remove),
+    Remove(remove::Options),
 }
 
 /// Runs the program with the process's own arguments.
@@ -99,6 +102,28 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    // To a reader that has seen enough, such as `head`, these have done their work.
+    let is_for_readers = matches!(
+        command,
+        Command::Check(_)
+            | Command::List(_)
+            | Command::Summary(_)
+            | Command::Export(_)
+            | Command::Imports(_)
+            | Command::Deletions(_)
+    );
+    let outcome = run_to_end(command).await;
+    let is_closed = |error: &anyhow::Error| {
+        let kind = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref().map(std::io::Error::kind);
+        error.chain().any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
+    };
+    match outcome {
+        Err(error) if is_for_readers && is_closed(&error) => Ok(ExitCode::SUCCESS),
+        outcome => outcome,
+    }
+}
+
+async fn run_to_end(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(options) => dev::run(options).await,
         Command::Serve(options) => serve::serve(options).await,
@@ -113,8 +138,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(options) => return check::run(options).await,
         Command::List(options) => list::list(options).await,
         Command::Summary(options) => list::summary(options).await,
-        Command::Export(options) => client::export(options).await,
-        Command::Remove(options) => client::remove(options).await,
+        Command::Export(options) => export::run(options).await,
+        Command::Remove(options) => remove::run(options).await,
     }
     .map(|()| ExitCode::SUCCESS)
 }

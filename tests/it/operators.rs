@@ -1,14 +1,17 @@
 //! The commands for operators, and the tables that they print: `dnc list`, `summary`, `imports`,
 //! `deletions`, `keys` and `users`.
 
-use std::process::Command;
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
 
 use dnc::proto::{DeleteEntriesRequest, Entry, EntryFilter};
 use serde_json::Value;
 
 use crate::{
     address_book::{domain, email, numbered, request},
-    harness::{TestServer, with_key},
+    harness::{TestServer, database, with_key},
 };
 
 /// Runs a command that must succeed, and returns its standard output and standard error.
@@ -87,4 +90,58 @@ async fn a_list_is_shown_page_by_page_and_summarized() {
     let (lines, said) = dnc(&server, &["summary"]);
     assert_eq!(lines, "email\tbounce\t1500\ndomain\timport\t1\n");
     assert!(said.contains("1501 entries in all"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_selected_is_removed_only_when_it_is_confirmed() {
+    let server = TestServer::start().await;
+    let bounced = numbered(0..30).map(|entry| Entry { reason: "bounce".into(), ..entry });
+    server.import(vec![request(bounced.chain([email("a@example.com"), domain("b.com")]).collect())]).await.unwrap();
+    let remove = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
+        command.arg("remove").args(args).env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let unconfirmed = remove(&["--reason", "bounce"]);
+    assert_eq!(unconfirmed.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unconfirmed.stderr).contains("--yes"));
+    for wrong in [&[][..], &["a@example.com", "--reason", "bounce"], &["--all", "a@example.com"], &["--yes"]] {
+        assert_eq!(remove(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    assert_eq!(server.count().await, 32);
+    for (args, removed) in [
+        (&["--reason", "bounce", "--dry-run"][..], "30\n"),
+        (&["--reason", "bounce", "--search", "user0000001", "--yes"], "1\n"),
+        (&["--type", "domain", "-y"], "1\n"),
+        (&["--created-to", "2000-01-01T00:00:00Z", "--yes"], "0\n"),
+        (&["--all", "--yes"], "30\n"),
+    ] {
+        let output = remove(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), removed, "{args:?}");
+    }
+    assert_eq!(server.count().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_seen_enough_is_no_failure() {
+    let server = TestServer::start().await;
+    server.import(vec![request(numbered(0..20_000).collect())]).await.unwrap();
+    for args in [&["export"][..], &["list", "--limit", "20000"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
+        command.args(args).env("DNC_SERVER", &server.grpc_url).env("DNC_API_KEY", &server.key);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(!line.is_empty());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_made_again_when_the_server_asks_for_it() {
+    let server = TestServer::start_with(&["--requests-per-sec-max", "1"], &database().await).await;
+    let said: String = (0..2).map(|_| dnc(&server, &["summary"]).1).collect();
+    assert!(said.contains("Trying again in 1 s."), "{said}");
 }

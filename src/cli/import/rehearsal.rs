@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::rejects::Reject;
 use crate::{
-    cli::client::one_line,
+    cli::output::one_line,
     domain::{Entry, Failure, Kind, Reason},
     files::{self, Content, Row},
 };
