@@ -73,7 +73,7 @@ pub(super) fn look(head: &[u8], is_all: bool, column: Option<&str>) -> Look {
     };
     let has = |names: &[&str]| fields.iter().any(|field| names.contains(&&*field.name));
     let is_entry = has(&ADDRESSES) || column.is_some_and(|column| has(&[column]));
-    let is_list = fields.iter().any(|field| LISTS.contains(&&*field.name) && field.raw.starts_with(['[', '{']));
+    let is_list = fields.iter().any(|field| LISTS.contains(&&*field.name) && (field.starts_with('[') || field.starts_with('{')));
     if is_entry {
         return Look::Json(Shape::Lines);
     }
@@ -93,7 +93,16 @@ pub(super) fn look(head: &[u8], is_all: bool, column: Option<&str>) -> Look {
 pub(super) struct Field<'a> {
     /// Its name; that of a field of an object inside follows the outer one's after a dot.
     pub(super) name: Cow<'a, str>,
-    raw: &'a str,
+    value: Written<'a>,
+}
+
+/// A value.
+#[derive(Clone, Copy, Debug)]
+enum Written<'a> {
+    /// A text that stands as it is between its quotes.
+    Plain(&'a str),
+    /// Any value, as JSON writes it.
+    Raw(&'a str),
 }
 
 /// One element of a list, or line.
@@ -119,8 +128,12 @@ pub(super) fn element(bytes: &[u8]) -> Result<Element<'_>, serde_json::Error> {
     let bytes = bytes.trim_ascii();
     match bytes.first() {
         Some(b'{') => {
-            let Object(mut fields) = serde_json::from_slice(bytes)?;
-            if fields.iter().any(|field| field.raw.starts_with('{')) {
+            // Most objects have nothing but plain texts, and then one look at each byte is enough.
+            if let Ok(Object(fields)) = serde_json::from_slice::<Object<'_, true>>(bytes) {
+                return Ok(Element::Object(fields));
+            }
+            let Object(mut fields) = serde_json::from_slice::<Object<'_, false>>(bytes)?;
+            if fields.iter().any(|field| field.starts_with('{')) {
                 let inner: Vec<_> = fields.iter().flat_map(inner_fields).collect();
                 fields.extend(inner);
             }
@@ -128,34 +141,46 @@ pub(super) fn element(bytes: &[u8]) -> Result<Element<'_>, serde_json::Error> {
         }
         Some(b'"') => {
             let raw: &RawValue = serde_json::from_slice(bytes)?;
-            Ok(Element::Text(Field { name: Cow::Borrowed("email"), raw: raw.get() }))
+            Ok(Element::Text(Field { name: Cow::Borrowed("email"), value: Written::Raw(raw.get()) }))
         }
         _ => serde_json::from_slice::<IgnoredAny>(bytes).map(|_| Element::Other),
     }
 }
 
 fn inner_fields<'a>(field: &Field<'a>) -> Vec<Field<'a>> {
-    let inner = if field.raw.starts_with('{') { serde_json::from_str(field.raw).ok() } else { None };
+    let inner = match field.value {
+        Written::Raw(raw) if raw.starts_with('{') => serde_json::from_str::<Object<'_, false>>(raw).ok(),
+        _ => None,
+    };
     let Some(Object(inner)) = inner else { return Vec::new() };
     let name = |name: Cow<'_, str>| Cow::Owned(format!("{}.{name}", field.name));
-    inner.into_iter().map(|inner| Field { name: name(inner.name), raw: inner.raw }).collect()
+    inner.into_iter().map(|inner| Field { name: name(inner.name), value: inner.value }).collect()
 }
 
 impl<'a> Field<'a> {
+    /// Whether the value starts like this in JSON.
+    fn starts_with(&self, start: char) -> bool {
+        matches!(self.value, Written::Raw(raw) if raw.starts_with(start))
+    }
+
     /// The value as a cell of a table would have it: the values of a list with commas, nothing for
     /// null and for an object, whose own fields stand beside it.
     ///
     /// # Errors
     /// For a text that is none.
     pub(super) fn text(&self) -> Result<Cow<'a, str>, NotText> {
-        let raw = self.raw;
+        let raw = match self.value {
+            Written::Plain(text) => return Ok(Cow::Borrowed(text)),
+            Written::Raw(raw) => raw,
+        };
         match raw.as_bytes().first() {
             None | Some(b'n' | b'{') => Ok(Cow::Borrowed("")),
             Some(b'"') if !raw.contains('\\') => Ok(Cow::Borrowed(raw.get(1..raw.len() - 1).unwrap_or_default())),
             Some(b'"') => decoded(raw).map(Cow::Owned),
             Some(b'[') => {
                 let values: Vec<&RawValue> = serde_json::from_str(raw).map_err(|_| NotText)?;
-                let texts = values.into_iter().map(|value| Field { name: Cow::Borrowed(""), raw: value.get() }.text());
+                let texts =
+                    values.into_iter().map(|value| Field { name: Cow::Borrowed(""), value: Written::Raw(value.get()) }.text());
                 Ok(Cow::Owned(texts.collect::<Result<Vec<_>, _>>()?.join(",")))
             }
             Some(_) => Ok(Cow::Borrowed(raw)),
@@ -182,9 +207,31 @@ fn decoded(raw: &str) -> Result<String, NotText> {
     String::from_utf8(bytes).map_err(|_| NotText)
 }
 
-struct Object<'a>(Vec<Field<'a>>);
+/// An object, whose values are all plain texts if it says so; any other is an error then.
+struct Object<'a, const IS_PLAIN: bool>(Vec<Field<'a>>);
 
-impl<'de> Deserialize<'de> for Object<'de> {
+/// A plain text.
+struct Plain<'a>(&'a str);
+
+impl<'de> Deserialize<'de> for Plain<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PlainVisitor;
+        impl<'de> Visitor<'de> for PlainVisitor {
+            type Value = Plain<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text without escapes")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Plain<'de>, E> {
+                Ok(Plain(text))
+            }
+        }
+        deserializer.deserialize_str(PlainVisitor)
+    }
+}
+
+impl<'de, const IS_PLAIN: bool> Deserialize<'de> for Object<'de, IS_PLAIN> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Name<'a>(Cow<'a, str>);
         impl<'de> Deserialize<'de> for Name<'de> {
@@ -208,23 +255,28 @@ impl<'de> Deserialize<'de> for Object<'de> {
                 deserializer.deserialize_str(NameVisitor)
             }
         }
-        struct ObjectVisitor;
-        impl<'de> Visitor<'de> for ObjectVisitor {
-            type Value = Object<'de>;
+        struct ObjectVisitor<const IS_PLAIN: bool>;
+        impl<'de, const IS_PLAIN: bool> Visitor<'de> for ObjectVisitor<IS_PLAIN> {
+            type Value = Object<'de, IS_PLAIN>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de, IS_PLAIN>, A::Error> {
                 let mut fields = Vec::with_capacity(8);
-                while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
-                    fields.push(Field { name, raw: value.get() });
+                while let Some(Name(name)) = map.next_key()? {
+                    let value = if IS_PLAIN {
+                        Written::Plain(map.next_value::<Plain<'de>>()?.0)
+                    } else {
+                        Written::Raw(map.next_value::<&'de RawValue>()?.get())
+                    };
+                    fields.push(Field { name, value });
                 }
                 Ok(Object(fields))
             }
         }
-        deserializer.deserialize_map(ObjectVisitor)
+        deserializer.deserialize_map(ObjectVisitor::<IS_PLAIN>)
     }
 }
 
@@ -538,6 +590,19 @@ mod tests {
             assert!(element(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(matches!(element(b"[1]"), Ok(Element::Other)));
+    }
+
+    #[test]
+    fn one_value_that_is_no_plain_text_changes_no_other() {
+        let texts = |text: &str| {
+            let Ok(Element::Object(fields)) = element(text.as_bytes()) else { panic!("an object") };
+            fields.iter().map(|field| (field.name.to_string(), field.text().map(Cow::into_owned))).collect::<Vec<_>>()
+        };
+        let plain = texts(r#"{"email":"a@b.de","n\u0061me":"ü","x":""}"#);
+        for other in ["null", "1e999", "\"\\ud800\"", "[1]", "\"a\\nb\"", "{}"] {
+            let mixed = texts(&format!(r#"{{"email":"a@b.de","n\u0061me":"ü","x":"","y":{other}}}"#));
+            assert_eq!(mixed[..3], plain[..], "{other}");
+        }
     }
 
     #[test]
