@@ -38,8 +38,8 @@ const SUPPRESSED: u8 = 3;
 const PARTS_IN_FLIGHT: usize = 8;
 const PARTS_READY: usize = 2;
 
-/// How long nothing is asked before an empty message says that more will be; a service ends those that
-/// say nothing.
+/// How long nothing is asked before an empty message says that more will be; a service ends those
+/// that say nothing.
 const ALIVE_EVERY: Duration = Duration::from_secs(20);
 
 #[derive(Args, Debug)]
@@ -151,7 +151,8 @@ fn read_file(input: Input, options: &files::Options, ready: &mpsc::Sender<Read>)
     read
 }
 
-/// The requests of the call. Each part waits for its answer in `waiting`; an error ends the requests.
+/// The requests of the call. Each part waits for its answer in `waiting`; an error ends the
+/// requests.
 fn requests(
     parts: mpsc::Receiver<Read>,
     waiting: mpsc::Sender<CheckPart>,

@@ -1,5 +1,5 @@
-//! A file that is written anew and has its name only when it is done, so that nobody takes a part of
-//! it for the whole.
+//! A file that is written anew and has its name only when it is done, so that nobody takes a part
+//! of it for the whole.
 
 use std::{
     fs::File,

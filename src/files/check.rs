@@ -112,8 +112,8 @@ impl Pack for CheckPacker {
                 State::Asked
             }
             Content::Unreadable(unreadable) => State::unreadable(row.line, unreadable),
-            // Whoever asks about a list asks about all rows, so there is none such; and if there were, nobody
-            // would know whether it may be written to.
+            // Whoever asks about a list asks about all rows, so there is none such; and if there
+            // were, nobody would know whether it may be written to.
             Content::Excluded => State::Answered(Box::new(CheckResult { suppressed: true, ..CheckResult::default() })),
         };
         part.rows.push(Kept { end: part.written.len(), form, state });

@@ -1,10 +1,11 @@
-//! From the bytes of a file to UTF-8: which compression it has, how far a compressed file may expand,
-//! and text in UTF-16.
+//! From the bytes of a file to UTF-8: which compression it has, how far a compressed file may
+//! expand, and text in UTF-16.
 //!
-//! The decompressors themselves stand where the bytes come from, one that reads for files and one that
-//! waits for HTTP bodies; the limits are the same for both and stand here. Text in an older encoding,
-//! such as Windows-1252, has no mark that names it. It is found where a cell that counts is not UTF-8,
-//! and then that row is rejected with [`NOT_UTF8`]: a name that nobody reads costs nobody an entry.
+//! The decompressors themselves stand where the bytes come from, one that reads for files and one
+//! that waits for HTTP bodies; the limits are the same for both and stand here. Text in an older
+//! encoding, such as Windows-1252, has no mark that names it. It is found where a cell that counts
+//! is not UTF-8, and then that row is rejected with [`NOT_UTF8`]: a name that nobody reads costs
+//! nobody an entry.
 
 use std::{
     io::{self, BufRead, Read},
@@ -63,14 +64,14 @@ pub fn expands_too_much(bytes_in: u64, bytes_out: u64) -> bool {
     bytes_out > EXPANSION_FREE_BYTES.max(EXPANSION_MAX.saturating_mul(bytes_in))
 }
 
-/// Whether a zstd decoder failed because a frame's window is larger than [`ZSTD_WINDOW_LOG_MAX`]. The
-/// library keeps the error's number to itself.
+/// Whether a zstd decoder failed because a frame's window is larger than [`ZSTD_WINDOW_LOG_MAX`].
+/// The library keeps the error's number to itself.
 pub fn is_window_too_large(error: &io::Error) -> bool {
     error.to_string() == "Frame requires too much memory for decoding"
 }
 
-/// A file, decompressed as it is read, within the limits. `bytes_in` is how much of the file itself was
-/// read so far.
+/// A file, decompressed as it is read, within the limits. `bytes_in` is how much of the file itself
+/// was read so far.
 ///
 /// # Errors
 /// Of the first read.

@@ -1,7 +1,7 @@
 //! Cells that no spreadsheet takes for a formula.
 //!
-//! A cell that would be one gets an apostrophe in front. So does a cell that starts with apostrophes
-//! before such a character, which makes it possible to take the apostrophe away again.
+//! A cell that would be one gets an apostrophe in front. So does a cell that starts with
+//! apostrophes before such a character, which makes it possible to take the apostrophe away again.
 
 use std::borrow::Cow;
 

@@ -1,5 +1,5 @@
-//! JSON files: an object a line, or documents with a list in them, whose elements are cut out as they
-//! come and read one by one. So a fault in an element fails that element and no other.
+//! JSON files: an object a line, or documents with a list in them, whose elements are cut out as
+//! they come and read one by one. So a fault in an element fails that element and no other.
 
 use std::{borrow::Cow, fmt};
 
@@ -51,8 +51,9 @@ pub(super) enum Look {
     More,
 }
 
-/// Tells the shape of a file that starts with `head`, without blank lines. `is_all` says that nothing
-/// comes after it that could be waited for; `column` is the field that the caller has named.
+/// Tells the shape of a file that starts with `head`, without blank lines. `is_all` says that
+/// nothing comes after it that could be waited for; `column` is the field that the caller has
+/// named.
 pub(super) fn look(head: &[u8], is_all: bool, column: Option<&str>) -> Look {
     let text = head.trim_ascii_start();
     match text.first() {
@@ -188,8 +189,8 @@ impl<'a> Field<'a> {
     }
 }
 
-/// A text with escapes. Read as bytes, since serde_json knows no other way that takes half a surrogate
-/// pair without giving up the whole element.
+/// A text with escapes. Read as bytes, since serde_json knows no other way that takes half a
+/// surrogate pair without giving up the whole element.
 fn decoded(raw: &str) -> Result<String, NotText> {
     struct Bytes;
     impl Visitor<'_> for Bytes {
@@ -396,8 +397,8 @@ impl Value {
 }
 
 impl Documents {
-    /// Reads on, and hands over each element that ends here: its number, counted from 1, and its text,
-    /// or none when it is longer than [`RECORD_BYTES_MAX`].
+    /// Reads on, and hands over each element that ends here: its number, counted from 1, and its
+    /// text, or none when it is longer than [`RECORD_BYTES_MAX`].
     ///
     /// # Errors
     /// What `take` answers, or that the file is no JSON.
@@ -438,8 +439,8 @@ impl Documents {
         if self.lists == 0 { Err(Refused::NoList) } else { Ok(()) }
     }
 
-    /// Takes one byte that is no space, and says whether it is done with; if not, a value begins with
-    /// it.
+    /// Takes one byte that is no space, and says whether it is done with; if not, a value begins
+    /// with it.
     fn step(&mut self, byte: u8) -> Result<bool, Refused> {
         let container = self.open.last().copied();
         match (self.expected, byte) {

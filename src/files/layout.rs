@@ -4,8 +4,8 @@
 //! JSON is read by the same rules, an object's keys being the names. Names are compared without
 //! case, spaces and punctuation, so `Email Address`, `EmailAddress` and `email_address` are one.
 //! Names were taken from the providers' public references. A set of names that others use as well
-//! (`email,created`) is no provider's list unless the file's name or the caller says so: a wrong guess
-//! would give every row a wrong reason.
+//! (`email,created`) is no provider's list unless the file's name or the caller says so: a wrong
+//! guess would give every row a wrong reason.
 
 use std::borrow::Cow;
 
@@ -209,7 +209,8 @@ pub(super) struct Layout {
 pub(super) enum Times {
     /// Our own column, which must be right.
     Own(usize),
-    /// A provider's columns, the first one that is set counts. What cannot be read there is left away.
+    /// A provider's columns, the first one that is set counts. What cannot be read there is left
+    /// away.
     Provider(Vec<usize>),
 }
 
@@ -383,9 +384,9 @@ impl Layout {
         Ok(Self::bare(Source::List.title(), address))
     }
 
-    /// The layout of a file without a header, by the cells of its first row: an address, or several,
-    /// then the type and the reason, each known by its words. When the address is not the first cell,
-    /// and no cell is a word, nothing is known of the others.
+    /// The layout of a file without a header, by the cells of its first row: an address, or
+    /// several, then the type and the reason, each known by its words. When the address is not the
+    /// first cell, and no cell is a word, nothing is known of the others.
     pub(super) fn without_header(cells: &[&str], source: Option<Source>) -> Self {
         let is_address = |cell: &&str| cell.contains('@');
         let is_kind = |cell: &&str| matches!(*cell, "email" | "domain");
@@ -399,7 +400,8 @@ impl Layout {
         } else {
             let kind = rest().find(|(_, cell)| is_kind(cell)).map(|(column, _)| column);
             let ours = rest().find(|(_, cell)| OURS.contains(cell)).map(|(column, _)| column);
-            // An address and one more cell, which is nothing else, or a third one after an empty type.
+            // An address and one more cell, which is nothing else, or a third one after an empty
+            // type.
             let (kind, reason) = match (kind, ours, cells.get(address + 1..).unwrap_or_default()) {
                 (Some(kind), None, rest) => (Some(kind), Some(kind + 1).filter(|_| address + 1 == kind && rest.len() > 1)),
                 (None, None, [cell]) if address == 0 && !is_address(cell) => (None, Some(1)),

@@ -1,12 +1,12 @@
 //! Files that people bring: from bytes to rows, from rows to entries, and back.
 //!
-//! Below both the gateway and the command line, so that a file means the same over HTTP and in
-//! `dnc import`. Everything here is pushed: bytes come in pieces of any size, and rows are handed over
+//! Below both the gateway and the command line, so that a file means the same over HTTP and in `dnc
+//! import`. Everything here is pushed: bytes come in pieces of any size, and rows are handed over
 //! as they end, in bounded memory; who waits for the bytes is no business of this room. It knows no
 //! HTTP, no transport and no option parser.
 //!
-//! Files understand more than the API does, since people cannot mend what a machine wrote:
-//! `Name <a@b.de>` is the address in it, and a reason that is too long is cut. Whether an entry may be
+//! Files understand more than the API does, since people cannot mend what a machine wrote: `Name
+//! <a@b.de>` is the address in it, and a reason that is too long is cut. Whether an entry may be
 //! stored is decided by the service alone.
 
 mod check;

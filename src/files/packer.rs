@@ -58,8 +58,8 @@ pub trait Pack {
     fn flush(&mut self) -> Option<Self::Packed>;
 }
 
-/// Packs entries into the messages of one import. The options go with the first message, which comes
-/// also when there are no entries.
+/// Packs entries into the messages of one import. The options go with the first message, which
+/// comes also when there are no entries.
 #[derive(Debug)]
 pub struct Packer {
     entries_max: usize,

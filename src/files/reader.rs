@@ -23,7 +23,8 @@ const HEAD_BYTES: usize = 64 << 10;
 pub enum Purpose {
     /// To put them on a list.
     Import {
-        /// The caller has named a reason. It is better than one that is guessed from a file's columns.
+        /// The caller has named a reason. It is better than one that is guessed from a file's
+        /// columns.
         is_reason_given: bool,
     },
     /// For their addresses, of whatever list it is: each address is a row.
@@ -210,8 +211,8 @@ impl State {
     }
 }
 
-/// Whether a line with content ends in `bytes`. `is_blank` says whether all before it was blank, and then
-/// whether all up to its end is.
+/// Whether a line with content ends in `bytes`. `is_blank` says whether all before it was blank,
+/// and then whether all up to its end is.
 fn has_line(bytes: &[u8], is_blank: &mut bool) -> bool {
     let blank = if *is_blank { bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count() } else { 0 };
     let content = &bytes[blank..];
@@ -358,7 +359,8 @@ impl Rows {
         Ok(())
     }
 
-    /// A record of a file without a header: every address in it is an entry, so that none is left out.
+    /// A record of a file without a header: every address in it is an entry, so that none is left
+    /// out.
     fn bare_record<E>(
         &self,
         layout: &Layout,

@@ -109,7 +109,8 @@ impl Csv {
     /// For cells that are separated by `delimiter`.
     pub(super) fn new(delimiter: u8) -> Self {
         let mut parser = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
-        // The parser would cut a byte order mark, if it comes in one piece. After this it cuts none.
+        // The parser would cut a byte order mark, if it comes in one piece. After this it cuts
+        // none.
         parser.read_record(b"\n", &mut [0], &mut [0]);
         Self {
             parser,
@@ -200,8 +201,8 @@ impl Csv {
         Ok(&chunk[taken..])
     }
 
-    /// A quoted cell that is not closed took in the rest of the file, or far too much of it. The lines
-    /// in it would be lost without being counted, so nothing after them is read.
+    /// A quoted cell that is not closed took in the rest of the file, or far too much of it. The
+    /// lines in it would be lost without being counted, so nothing after them is read.
     fn require_closed(&self) -> Result<(), Refused> {
         // A cell that took in no other line is reported as it is: too long.
         let has_line_break = self.bytes[..self.bytes_len].iter().any(|byte| matches!(byte, b'\r' | b'\n'));

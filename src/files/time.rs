@@ -7,8 +7,8 @@ use time::{
     macros::format_description,
 };
 
-/// A number of seconds since 1970 this large is one of milliseconds: as seconds it would be the year
-/// 5138.
+/// A number of seconds since 1970 this large is one of milliseconds: as seconds it would be the
+/// year 5138.
 const MILLIS_MIN: f64 = 1e11;
 
 /// A time as RFC 3339 writes it, such as `2024-06-01T10:00:00.000Z`.
@@ -17,7 +17,8 @@ pub fn rfc3339(text: &str) -> Option<Timestamp> {
 }
 
 /// A time as a mail provider writes it: RFC 3339, also with a space in place of the T, without an
-/// offset (which means UTC) or without a time of day; RFC 2822; or seconds or milliseconds since 1970.
+/// offset (which means UTC) or without a time of day; RFC 2822; or seconds or milliseconds since
+/// 1970.
 pub(super) fn any(text: &str) -> Option<Timestamp> {
     let text = text.trim();
     if text.bytes().next()?.is_ascii_alphabetic() {

@@ -1,5 +1,5 @@
-//! Files that are written: an export of the list, and the answers to a mailing list. CSV as RFC 4180
-//! has it, and NDJSON; what is written here can be read here again.
+//! Files that are written: an export of the list, and the answers to a mailing list. CSV as RFC
+//! 4180 has it, and NDJSON; what is written here can be read here again.
 
 use serde::Serialize;
 

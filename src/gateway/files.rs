@@ -1,5 +1,5 @@
-//! Files over HTTP: bodies that become messages of the service, and answers that become bodies. What
-//! stands in a file is the business of the room `files`; here is how its bytes come and go.
+//! Files over HTTP: bodies that become messages of the service, and answers that become bodies.
+//! What stands in a file is the business of the room `files`; here is how its bytes come and go.
 
 use std::{
     sync::{
@@ -44,8 +44,8 @@ const SLICE_BYTES: usize = 8 << 10;
 /// How long entries wait for others to fill a message with.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
 
-/// How long nothing is sent while rows come that need not be (those of people who may be written to); a service ends a call
-/// that says nothing.
+/// How long nothing is sent while rows come that need not be (those of people who may be written
+/// to); a service ends a call that says nothing.
 const ALIVE_EVERY: Duration = Duration::from_secs(20);
 
 /// Parts of a mailing list that are at the service at once.
@@ -116,8 +116,8 @@ pub(super) fn export(format: Format, messages: Streaming<ExportEntriesResponse>)
     (headers, Body::from_stream(head.chain(parts))).into_response()
 }
 
-/// The messages of an import out of a file, as it comes. `excluded` counts the rows that name people
-/// who may be written to.
+/// The messages of an import out of a file, as it comes. `excluded` counts the rows that name
+/// people who may be written to.
 pub(super) fn import_messages(
     format: Format,
     body: ContentBody,
@@ -182,7 +182,8 @@ impl<P: Pack> Rows<P> {
                 return Ok(Some(full));
             }
             let Some(body) = &mut self.body else { return Ok(self.packer.flush()) };
-            // A sender that is always faster than this must not keep others from the processor, nor must a large chunk.
+            // A sender that is always faster than this must not keep others from the processor, nor
+            // must a large chunk.
             tokio::task::yield_now().await;
             if !self.chunk.is_empty() {
                 // In slices, since a chunk of short lines becomes many times its size.
@@ -193,7 +194,8 @@ impl<P: Pack> Rows<P> {
                 })?;
                 continue;
             }
-            // What has come goes on its way when nothing more comes for a moment; a live but slow sender must not look idle.
+            // What has come goes on its way when nothing more comes for a moment; a live but slow
+            // sender must not look idle.
             let waiting = if self.packer.is_empty() { IDLE_TIMEOUT } else { FLUSH_AFTER };
             let chunk = match timeout(waiting, body.next()).await {
                 Err(_) if !self.packer.is_empty() => return Ok(self.packer.flush()),
@@ -232,8 +234,8 @@ impl From<Refused> for Problem {
 /// Parts of a mailing list that wait for their answers.
 pub(super) struct Waiting(mpsc::Receiver<CheckPart>);
 
-/// The requests for the parts of a mailing list, and the parts, which wait for the answers. When too
-/// many wait, nothing more is read.
+/// The requests for the parts of a mailing list, and the parts, which wait for the answers. When
+/// too many wait, nothing more is read.
 pub(super) fn check_requests(
     parts: impl Stream<Item = Result<CheckPart, Problem>> + Send + 'static,
 ) -> (impl Stream<Item = Result<ScrubEntriesRequest, Problem>> + Send + 'static, Waiting) {
@@ -251,9 +253,9 @@ pub(super) fn check_requests(
     (requests, Waiting(waiting))
 }
 
-/// The mailing list with its answers, as they come; `held` is given back with the last of them. What goes wrong before the first of them is an
-/// answer of its own; after it, the body ends in an error, since a file that just ends early would look
-/// whole.
+/// The mailing list with its answers, as they come; `held` is given back with the last of them.
+/// What goes wrong before the first of them is an answer of its own; after it, the body ends in an
+/// error, since a file that just ends early would look whole.
 pub(super) async fn checked(
     format: Format,
     answers: Streaming<ScrubEntriesResponse>,
@@ -285,7 +287,8 @@ async fn next_checked(
     let answer = loop {
         match timeout(ANSWER_TIMEOUT, answers.message()).await {
             Ok(answer) => break reconcile(answer, fault)?,
-            // The service owes an answer only to what it was asked; the body has deadlines of its own.
+            // The service owes an answer only to what it was asked; the body has deadlines of its
+            // own.
             Err(_) if waiting.is_empty() => {}
             Err(_) => return Err(Problem::silent()),
         }

@@ -1,4 +1,5 @@
-//! Files, over real HTTP and by the real command: both read the same, and a mailing list comes back row for row.
+//! Files, over real HTTP and by the real command: both read the same, and a mailing list comes back
+//! row for row.
 
 use std::{
     collections::BTreeMap,
@@ -34,8 +35,8 @@ async fn post(server: &TestServer, path: &str, media_type: &str, body: impl Into
     request.header("content-type", media_type).body(body).send().await.unwrap()
 }
 
-/// What became of a file: its entries (type, reason, time) by their addresses; the causes by their lines; how many were excluded;
-/// or why it is no list.
+/// What became of a file: its entries (type, reason, time) by their addresses; the causes by their
+/// lines; how many were excluded; or why it is no list.
 type Became = Result<(BTreeMap<String, String>, Vec<(u64, String)>, u64), String>;
 
 /// By `dnc import --dry-run`.

@@ -81,7 +81,8 @@ pub(super) struct Options {
     /// What to import; - is standard input
     #[arg(value_name = "FILE", default_value = "-")]
     files: Vec<PathBuf>,
-    /// The reason of rows that have none; also of those whose reason would only be guessed from the kind of list [default: import]
+    /// The reason of rows that have none; also of those whose reason would only be guessed from the
+    /// kind of list [default: import]
     #[arg(long, env = "DNC_IMPORT_REASON")]
     reason: Option<String>,
     /// What rows are that do not say it
@@ -93,14 +94,15 @@ pub(super) struct Options {
     /// Where the files come from, if their columns do not tell
     #[arg(long, env = "DNC_IMPORT_FROM", value_name = "SOURCE", value_parser = sources())]
     from: Option<Source>,
-    /// Where rejected rows go, as CSV with line and cause. The file is written anew, and has its name when the import has ended; under
-    /// --skip-lines it begins with what is there
+    /// Where rejected rows go, as CSV with line and cause. The file is written anew, and has its
+    /// name when the import has ended; under --skip-lines it begins with what is there
     #[arg(long, env = "DNC_IMPORT_REJECTS", value_name = "FILE")]
     rejects: Option<PathBuf>,
     /// Store nothing; show what each row was taken for, and what would become of it
     #[arg(long, env = "DNC_DRY_RUN", value_parser = FalseyValueParser::new())]
     dry_run: bool,
-    /// Pass over what begins on this line of the first file or before, which is how an interrupted import goes on
+    /// Pass over what begins on this line of the first file or before, which is how an interrupted
+    /// import goes on
     #[arg(long, env = "DNC_IMPORT_SKIP_LINES", value_name = "N", default_value_t = 0)]
     skip_lines: u64,
     #[command(flatten)]

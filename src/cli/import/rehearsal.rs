@@ -1,9 +1,9 @@
 //! What the service will say of a row, told beforehand by its own rule, and the table of a dry run.
 //!
-//! The service alone decides what is stored. It describes ten thousand rejected entries at most, and
-//! knows nothing of the text of a row that could not be read; so the same rule is applied here to each
-//! row as it is sent, and every rejected row gets into the file of rejects, whatever the size of the
-//! import.
+//! The service alone decides what is stored. It describes ten thousand rejected entries at most,
+//! and knows nothing of the text of a row that could not be read; so the same rule is applied here
+//! to each row as it is sent, and every rejected row gets into the file of rejects, whatever the
+//! size of the import.
 
 use std::io::{IsTerminal, Write};
 

@@ -1,5 +1,5 @@
-//! The file of rejected rows: each as it stood, with its line and cause, so that it can be mended and
-//! imported.
+//! The file of rejected rows: each as it stood, with its line and cause, so that it can be mended
+//! and imported.
 
 use std::{
     fs,
