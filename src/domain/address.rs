@@ -1,12 +1,13 @@
-//! The canonical form of an address: what is stored, compared and looked up.
+//! The canonical form of an address, which is stored, compared and looked up.
 //!
-//! One function makes it on every way in, so what was stored is found. Lengths are octets of the
-//! canonical form (RFC 5321 section 4.5.3.1). Local parts are compared without regard to case
-//! although RFC 5321 lets a host tell them apart: no carrier of note does, and writing to `Bob@`
-//! after `bob@` said no is the worse mistake. `+tags` and dots are not folded, since only the
-//! carrier knows what they mean. Quoted local parts are refused. So are invisible characters that
-//! no script needs: they come with pasted text, and an entry with one would look right in every
-//! list and never match. The rules may become stricter; see [`Address::parse_stored`].
+//! Every source of addresses uses the same functions, so a lookup finds what was stored. Lengths
+//! count the bytes of the canonical form (RFC 5321 section 4.5.3.1). Local parts are compared
+//! without regard to case. RFC 5321 lets a host distinguish case, but no large mailbox provider
+//! does, and writing to `Bob@` after `bob@` opted out is the worse error. `+tags` and dots are
+//! kept, since only the provider knows what they mean. Quoted local parts are rejected. So are
+//! invisible characters that no script needs: they come with pasted text, and an entry with one
+//! would look right in every list and never match. The rules may become stricter; see
+//! [`Address::parse_stored`].
 
 use std::fmt;
 
@@ -16,16 +17,15 @@ use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use super::failure::Failure;
 
-const LOCAL_OCTETS_MAX: usize = 64;
-const DOMAIN_OCTETS_MAX: usize = 253;
-const ADDRESS_OCTETS_MAX: usize = 254;
-const LABEL_OCTETS_MAX: usize = 63;
+const LOCAL_BYTES_MAX: usize = 64;
+const DOMAIN_BYTES_MAX: usize = 253;
+const ADDRESS_BYTES_MAX: usize = 254;
+const LABEL_BYTES_MAX: usize = 63;
 
-/// Any text longer than this cannot become an address: folding shortens a text, but never this
-/// much.
-const INPUT_OCTETS_MAX: usize = 8 * 1024;
+/// Longer texts are rejected unread. Normalization shortens a text, but never this much.
+const INPUT_BYTES_MAX: usize = 8 * 1024;
 
-/// What an address names. The canonical form tells: only an e-mail address has an `@`.
+/// What an address names. The canonical form shows it: only an e-mail address has an `@`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// One e-mail address.
@@ -38,18 +38,18 @@ impl Kind {
     /// Each kind with its name in JSON, CSV and on the command line, and its number in the proto.
     const TABLE: [(Self, &str, i32); 2] = [(Self::Email, "email", 1), (Self::Domain, "domain", 2)];
 
-    /// The kind of this name.
+    /// The kind with this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::TABLE.into_iter().find(|(_, known, _)| *known == name).map(|(kind, ..)| kind)
     }
 
-    /// The kind of this number. That of the unspecified type, 0, is none of them: what it means
-    /// depends on where it stands.
+    /// The kind with this number. `None` for the unspecified type, 0, whose meaning depends on the
+    /// field.
     pub fn of_number(number: i32) -> Option<Self> {
         Self::TABLE.into_iter().find(|(.., known)| *known == number).map(|(kind, ..)| kind)
     }
 
-    /// Its name.
+    /// The name in JSON, CSV and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Email => Self::TABLE[0].1,
@@ -57,7 +57,7 @@ impl Kind {
         }
     }
 
-    /// Its number.
+    /// The number in the proto.
     pub fn number(self) -> i32 {
         match self {
             Self::Email => Self::TABLE[0].2,
@@ -68,21 +68,21 @@ impl Kind {
 
 /// An e-mail address or a domain in canonical form.
 ///
-/// Ordered by its octets, as PostgreSQL orders text under `COLLATE "C"`. Its `Debug` form hides the
-/// text, so that no log line holds an address.
+/// Ordered by bytes, as PostgreSQL orders text under `COLLATE "C"`. `Debug` hides the text, so that
+/// no log line contains an address.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address(String);
 
 impl Address {
-    /// Brings `text` into canonical form as an address of this kind.
+    /// Converts `text` to the canonical form of an address of this kind.
     ///
-    /// White space, NBSP, zero-width and BOM characters are cut from both ends. An e-mail address
-    /// is split at its last `@`.
+    /// White space, NBSP, zero-width and BOM characters are trimmed from both ends. An e-mail
+    /// address is split at its last `@`.
     ///
     /// # Errors
     /// [`Failure::InvalidEmail`], [`Failure::InvalidDomain`], or [`Failure::PublicSuffix`] when a
     /// domain entry would block all domains under a suffix of the ICANN section of the Public
-    /// Suffix List.
+    /// Suffix List (publicsuffix.org).
     pub fn parse(kind: Kind, text: String) -> Result<Self, Failure> {
         match kind {
             Kind::Email => parse_email(text).map_err(Failure::InvalidEmail),
@@ -96,13 +96,13 @@ impl Address {
         }
     }
 
-    /// Brings a text into canonical form whose kind nobody said: one with an `@` inside is an
-    /// e-mail address, one without is a domain. For questions about what is stored; what is to be
+    /// Converts a text of unknown kind to its canonical form. A text with an `@` after its first
+    /// character is an e-mail address; any other text is a domain. For lookups only: what is to be
     /// stored has a type.
     ///
     /// # Errors
-    /// As [`Address::parse`]. A public suffix is no fault here: it may be asked about, and an
-    /// earlier release may have stored it.
+    /// As [`Address::parse`], but a public suffix is accepted: it may be looked up, and an earlier
+    /// release may have stored it.
     pub fn parse_any(text: String) -> Result<Self, Failure> {
         let trimmed = trim(&text);
         if trimmed.strip_prefix('@').unwrap_or(trimmed).contains('@') {
@@ -111,10 +111,10 @@ impl Address {
         parse_domain(&text).map(Self).map_err(Failure::InvalidEmail)
     }
 
-    /// As [`Address::parse_any`], but also takes what earlier releases stored and this one refuses:
-    /// an e-mail address with an invisible character before the `@`. For removals alone, so that
-    /// every stored entry can be removed by its name. A check refuses such a text, which counts as
-    /// suppressed, whether it is stored or not.
+    /// As [`Address::parse_any`], but also accepts what earlier releases stored and this one
+    /// rejects: an e-mail address with an invisible character before the `@`. For deletions only,
+    /// so that every stored entry can be deleted by its name. A check rejects such a text, and so
+    /// reports it as suppressed, whether it is stored or not.
     ///
     /// # Errors
     /// As [`Address::parse_any`].
@@ -128,23 +128,23 @@ impl Address {
         }
     }
 
-    /// What to look for in canonical forms when somebody looks for this part of an address: in
-    /// lower case, a domain (behind an `@`, or with a dot in it) in IDNA's ASCII form.
+    /// Converts a part of an address to the text to search for in canonical forms: lower case, and
+    /// a domain (after an `@`, or with a dot) in IDNA's ASCII form.
     pub fn search_form(text: &str) -> String {
         let folded = canonical_local(trim(text));
         let (local, domain) = match folded.rsplit_once('@') {
             Some((local, domain)) => (Some(local), domain),
             None => (None, folded.as_str()),
         };
-        let is_foreign_domain = !domain.is_ascii() && (local.is_some() || domain.contains('.'));
+        let is_unicode_domain = !domain.is_ascii() && (local.is_some() || domain.contains('.'));
         match Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::EMPTY, Hyphens::Allow, DnsLength::Ignore) {
-            Ok(ascii) if is_foreign_domain => local.map_or(ascii.to_string(), |local| format!("{local}@{ascii}")),
+            Ok(ascii) if is_unicode_domain => local.map_or(ascii.to_string(), |local| format!("{local}@{ascii}")),
             _ => folded,
         }
     }
 
-    /// The texts of the entries that would cover this address, the nearest first: the address
-    /// itself, its domain, and every domain above that an entry can be made for.
+    /// The entries that would cover this address, the nearest first: the address itself, its
+    /// domain, and every parent domain that an entry can name.
     pub fn covers(&self) -> impl Iterator<Item = &str> {
         let domain = self.0.rsplit_once('@').map(|(_, domain)| domain);
         let itself = std::iter::once(self.0.as_str());
@@ -181,7 +181,7 @@ fn email_of(trimmed: &str, check_local: impl Fn(&str) -> Result<(), &'static str
     if trimmed.is_empty() {
         return Err("is empty");
     }
-    if trimmed.len() > INPUT_OCTETS_MAX {
+    if trimmed.len() > INPUT_BYTES_MAX {
         return Err("is far longer than any address");
     }
     let Some((local, domain)) = trimmed.rsplit_once('@') else {
@@ -191,8 +191,8 @@ fn email_of(trimmed: &str, check_local: impl Fn(&str) -> Result<(), &'static str
     check_local(&local)?;
     let domain = canonical_domain(domain)?;
     let address = local + "@" + &domain;
-    if address.len() > ADDRESS_OCTETS_MAX {
-        return Err("is longer than 254 octets");
+    if address.len() > ADDRESS_BYTES_MAX {
+        return Err("is longer than 254 bytes");
     }
     Ok(Address(address))
 }
@@ -203,7 +203,7 @@ fn parse_domain(text: &str) -> Result<String, &'static str> {
     if domain.is_empty() {
         return Err("is empty");
     }
-    if domain.len() > INPUT_OCTETS_MAX {
+    if domain.len() > INPUT_BYTES_MAX {
         return Err("is far longer than any domain");
     }
     if domain.contains('@') {
@@ -212,7 +212,7 @@ fn parse_domain(text: &str) -> Result<String, &'static str> {
     canonical_domain(domain)
 }
 
-/// What a byte may be part of, in an address that needs nothing but lower case.
+/// Classes of bytes in an address whose canonical form differs in case only.
 const LOCAL: u8 = 1;
 const LABEL: u8 = 2;
 const CLASS: [u8; 256] = {
@@ -235,48 +235,48 @@ const fn is_forbidden_in_local(byte: u8) -> bool {
     matches!(byte, b'@' | b',' | b';' | b'<' | b'>' | b'(' | b')' | b'[' | b']' | b':' | b'\\' | b'"')
 }
 
-/// True for plain ASCII in which nothing is wrong and nothing but upper case needs folding: nearly
-/// every address. All else, and every Punycode label (it must decode to something IDNA allows),
-/// goes the slow way, which also finds the words for a fault.
+/// True for a valid ASCII address that at most needs lower case: nearly every address. All others
+/// take the slow path, which also finds the cause of a failure. So does every Punycode label,
+/// because IDNA must accept what it decodes to.
 fn is_ordinary_email(bytes: &[u8]) -> bool {
-    if bytes.len() > ADDRESS_OCTETS_MAX {
+    if bytes.len() > ADDRESS_BYTES_MAX {
         return false;
     }
     let Some(at) = bytes.iter().position(|&byte| byte == b'@') else { return false };
     let (local, domain) = (&bytes[..at], &bytes[at + 1..]);
-    let local_is_ordinary = (1..=LOCAL_OCTETS_MAX).contains(&at)
+    let local_is_ordinary = (1..=LOCAL_BYTES_MAX).contains(&at)
         && local.iter().all(|&byte| CLASS[byte as usize] & LOCAL != 0)
         && local[0] != b'.'
         && local[at - 1] != b'.';
-    // The limit of the address leaves less than the limit of a domain.
+    // The domain needs no limit of its own: the limit of the whole address is tighter.
     if !local_is_ordinary {
         return false;
     }
     let mut labels = 0;
     let mut last_is_number = false;
     let mut label_start = 0;
-    // The end of the text ends a label as a dot does.
-    for (place, &byte) in domain.iter().chain(b".").enumerate() {
+    // The end of the text ends a label, as a dot does.
+    for (index, &byte) in domain.iter().chain(b".").enumerate() {
         if byte != b'.' {
             if CLASS[byte as usize] & LABEL == 0 {
                 return false;
             }
             continue;
         }
-        let label = &domain[label_start..place];
+        let label = &domain[label_start..index];
         let (Some(first), Some(last)) = (label.first(), label.last()) else { return false };
         let may_be_punycode = label.len() >= 4 && label[2..4] == *b"--";
-        if *first == b'-' || *last == b'-' || label.len() > LABEL_OCTETS_MAX || may_be_punycode {
+        if *first == b'-' || *last == b'-' || label.len() > LABEL_BYTES_MAX || may_be_punycode {
             return false;
         }
         labels += 1;
         last_is_number = first.is_ascii_digit() && label.iter().all(u8::is_ascii_digit);
-        label_start = place + 1;
+        label_start = index + 1;
     }
     labels >= 2 && !last_is_number
 }
 
-/// Unicode NFC, lower case, NFC again (lower case can leave a decomposed text).
+/// Unicode NFC, lower case, and NFC again, because lower case can leave a decomposed text.
 fn canonical_local(local: &str) -> String {
     let composed: String = if is_nfc(local) { local.to_lowercase() } else { local.nfc().collect::<String>().to_lowercase() };
     if is_nfc(&composed) { composed } else { composed.nfc().collect() }
@@ -289,19 +289,19 @@ fn check_local(local: &str) -> Result<(), &'static str> {
     check_stored_local(local)
 }
 
-/// Zero-width space, word joiner, BOM and soft hyphen. The zero-width joiner and non-joiner are not
-/// among them: Persian and Indic scripts write with them.
+/// Zero-width space, word joiner, BOM and soft hyphen. The zero-width joiner and non-joiner are
+/// accepted: Persian and Indic scripts need them.
 fn is_needless_invisible(c: char) -> bool {
     matches!(c, '\u{200b}' | '\u{2060}' | '\u{feff}' | '\u{ad}')
 }
 
-/// The rules that have held for every stored local part since the first release.
+/// The rules that every stored local part has met since the first release.
 fn check_stored_local(local: &str) -> Result<(), &'static str> {
     if local.is_empty() {
         return Err("has nothing before the @");
     }
-    if local.len() > LOCAL_OCTETS_MAX {
-        return Err("has more than 64 octets before the @");
+    if local.len() > LOCAL_BYTES_MAX {
+        return Err("has more than 64 bytes before the @");
     }
     if local.starts_with('.') || local.ends_with('.') {
         return Err("has a dot at the start or end of the part before the @");
@@ -316,7 +316,7 @@ fn check_stored_local(local: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// UTS 46 non-transitional processing to ASCII, then this project's own rule for labels.
+/// UTS 46 non-transitional processing to ASCII, then the rules of [`check_domain`].
 fn canonical_domain(domain: &str) -> Result<String, &'static str> {
     let ascii = Uts46::new()
         .to_ascii(domain.as_bytes(), AsciiDenyList::EMPTY, Hyphens::Allow, DnsLength::Ignore)
@@ -330,8 +330,8 @@ fn check_domain(domain: &str) -> Result<(), &'static str> {
     if domain.is_empty() {
         return Err("has no domain");
     }
-    if domain.len() > DOMAIN_OCTETS_MAX {
-        return Err("has a domain longer than 253 octets");
+    if domain.len() > DOMAIN_BYTES_MAX {
+        return Err("has a domain longer than 253 bytes");
     }
     let mut labels = 0;
     let mut last = "";
@@ -339,8 +339,8 @@ fn check_domain(domain: &str) -> Result<(), &'static str> {
         if label.is_empty() {
             return Err("has a domain with an empty label (two dots, or a dot at the start)");
         }
-        if label.len() > LABEL_OCTETS_MAX {
-            return Err("has a domain label longer than 63 octets");
+        if label.len() > LABEL_BYTES_MAX {
+            return Err("has a domain label longer than 63 bytes");
         }
         if !label.bytes().all(|byte| CLASS[byte as usize] & LABEL != 0) {
             return Err("has a domain with a character other than letters, digits and hyphens");
@@ -360,26 +360,26 @@ fn check_domain(domain: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// The domain above, unless that is a top-level one, which no entry can name.
+/// The parent domain; `None` for a top-level domain, which no entry can name.
 fn parent(domain: &str) -> Option<&str> {
     domain.split_once('.').map(|(_, above)| above).filter(|above| above.contains('.'))
 }
 
-/// True when every name directly under `domain` may belong to somebody else: a rule of the list
-/// names the domain, or a wildcard rule stands directly under it (`*.kobe.jp`, so `kobe.jp`). An
-/// exception such as `!city.kobe.jp` is one owner's domain.
+/// True when each name directly under `domain` may have another owner: a rule of the list names the
+/// domain, or a wildcard rule is directly under it (`*.kobe.jp` for `kobe.jp`). An exception such
+/// as `!city.kobe.jp` is the domain of one owner.
 fn is_public_suffix(domain: &str) -> bool {
-    // A label that only a wildcard can match: no domain name on the list has it.
+    // A label that only a wildcard can match: no domain name on the list contains it.
     const ANY: &[u8] = b"_";
     let labels = || domain.as_bytes().rsplit(|&byte| byte == b'.');
     let itself = List.find(labels());
     let under = List.find(labels().chain([ANY]));
-    let icann = |info: Info, octets: usize| info.typ == Some(Type::Icann) && info.len == octets;
+    let icann = |info: Info, bytes: usize| info.typ == Some(Type::Icann) && info.len == bytes;
     icann(itself, domain.len()) || icann(under, ANY.len() + 1 + domain.len())
 }
 
-/// Cuts what people paste along without seeing it: white space, NBSP, zero-width characters,
-/// direction marks and BOM.
+/// Trims what is pasted unseen with an address: white space, NBSP, zero-width characters, direction
+/// marks and BOM.
 fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || matches!(c, '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}'))
 }
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn vectors() {
+    fn canonical_forms_match_the_vectors() {
         #[derive(serde::Deserialize)]
         struct Case {
             input: String,
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fast_way_agrees_with_the_slow_one() {
+    fn the_fast_path_agrees_with_the_slow_path() {
         let samples = [
             "a@b.co",
             "A.B@EXAMPLE.COM",
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn nearly_every_address_takes_the_fast_way() {
+    fn ordinary_addresses_take_the_fast_path() {
         let longest = format!("{}@{}.{}.{}", "a".repeat(64), "b".repeat(63), "c".repeat(63), "d".repeat(61));
         assert_eq!(longest.len(), 254);
         let ordinary = [
@@ -527,32 +527,32 @@ mod tests {
     }
 
     #[test]
-    fn a_text_may_be_longer_than_its_canonical_form_but_not_by_any_amount() {
-        // Soft hyphens are left out of a domain.
-        let padded = |start: &str, octets: usize| {
+    fn a_text_may_be_longer_than_its_canonical_form_up_to_a_limit() {
+        // IDNA removes soft hyphens from a domain.
+        let padded = |start: &str, bytes: usize| {
             let end = "b.com";
-            let hyphens = (octets - start.len() - end.len()) / 2;
+            let hyphens = (bytes - start.len() - end.len()) / 2;
             let text = format!("{start}{}{end}", "\u{ad}".repeat(hyphens));
-            assert_eq!(text.len(), octets);
+            assert_eq!(text.len(), bytes);
             text
         };
-        assert_eq!(email(&padded("a@", INPUT_OCTETS_MAX - 1)), Ok("a@b.com".to_owned()));
-        assert_eq!(email(&padded("a@x", INPUT_OCTETS_MAX)), Ok("a@xb.com".to_owned()));
-        assert_eq!(email(&padded("a@", INPUT_OCTETS_MAX + 1)), Err(Failure::InvalidEmail("is far longer than any address")));
+        assert_eq!(email(&padded("a@", INPUT_BYTES_MAX - 1)), Ok("a@b.com".to_owned()));
+        assert_eq!(email(&padded("a@x", INPUT_BYTES_MAX)), Ok("a@xb.com".to_owned()));
+        assert_eq!(email(&padded("a@", INPUT_BYTES_MAX + 1)), Err(Failure::InvalidEmail("is far longer than any address")));
         let domain = |text| Address::parse(Kind::Domain, text).map(|address| address.0);
-        assert_eq!(domain(padded("x", INPUT_OCTETS_MAX)), Ok("xb.com".to_owned()));
-        assert_eq!(domain(padded("", INPUT_OCTETS_MAX + 1)), Err(Failure::InvalidDomain("is far longer than any domain")));
+        assert_eq!(domain(padded("x", INPUT_BYTES_MAX)), Ok("xb.com".to_owned()));
+        assert_eq!(domain(padded("", INPUT_BYTES_MAX + 1)), Err(Failure::InvalidDomain("is far longer than any domain")));
     }
 
     #[test]
-    fn an_address_is_not_shown() {
+    fn debug_output_hides_the_address() {
         for (text, shown) in [("secret@b.de", "Address(Email, redacted)"), ("secret.de", "Address(Domain, redacted)")] {
             assert_eq!(format!("{:?}", Address::parse_any(text.to_owned()).expect(text)), shown);
         }
     }
 
     #[test]
-    fn public_suffixes_are_told_by_the_icann_section_alone() {
+    fn public_suffixes_are_those_of_the_icann_section_only() {
         let code = |text: &str| Address::parse(Kind::Domain, text.to_owned()).map_err(|failure| failure.code());
         assert_eq!(code("公司.cn"), Err("PUBLIC_SUFFIX"));
         assert_eq!(code("anything.ck"), Err("PUBLIC_SUFFIX"));
@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invisible_character_is_refused_unless_a_script_needs_it() {
+    fn an_invisible_character_is_rejected_unless_a_script_needs_it() {
         for c in ['\u{200b}', '\u{2060}', '\u{feff}', '\u{ad}'] {
             for text in [format!("a{c}b@example.com"), format!("a{c}@example.com"), format!("A{c}Ü@example.com")] {
                 assert_eq!(email(&text).map_err(Failure::code), Err("INVALID_EMAIL"), "{c:?}");
@@ -583,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_release_stored_can_be_removed() {
+    fn what_an_earlier_release_stored_can_be_deleted() {
         let stored = |text: &str| Address::parse_stored(text.to_owned()).map(|address| address.0).map_err(Failure::code);
         assert_eq!(stored(" A\u{200b}Ü@MÜNCHEN.de\n"), Ok("a\u{200b}ü@xn--mnchen-3ya.de".to_owned()));
         assert_eq!(stored("\u{ad}a@b.co"), Ok("\u{ad}a@b.co".to_owned()));
@@ -595,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_is_for_what_is_stored() {
+    fn a_search_text_takes_the_stored_form() {
         for (text, form) in [
             (" Bücher.DE", "xn--bcher-kva.de"),
             ("INFO@München.de\u{200b}", "info@xn--mnchen-3ya.de"),
@@ -623,26 +623,26 @@ mod tests {
     }
 
     #[test]
-    fn limits_count_octets_of_the_canonical_form() {
+    fn limits_count_bytes_of_the_canonical_form() {
         let local = "ü".repeat(32);
         assert!(email(&format!("{local}@example.de")).is_ok());
         assert!(email(&format!("{local}a@example.de")).is_err());
-        let domain = |octets: usize| {
-            let mut text = "a.".repeat(octets / 2 - 2);
-            text.push_str(&"a".repeat(octets - text.len() - 3));
+        let domain = |bytes: usize| {
+            let mut text = "a.".repeat(bytes / 2 - 2);
+            text.push_str(&"a".repeat(bytes - text.len() - 3));
             text.push_str(".de");
             text
         };
         assert!(email(&format!("a@{}", domain(252))).is_ok());
-        assert!(email(&format!("ab@{}", domain(252))).is_err(), "255 octets");
+        assert!(email(&format!("ab@{}", domain(252))).is_err(), "255 bytes");
         assert!(Address::parse(Kind::Domain, domain(253)).is_ok());
         assert!(Address::parse(Kind::Domain, domain(254)).is_err());
     }
 
-    /// All that must hold for any text.
-    fn hold_to_the_rules(text: &str) {
+    /// Checks everything that must hold for any text.
+    fn check_rules(text: &str) {
         let slow = email_of(trim(text), check_local);
-        assert_eq!(parse_email(text.to_owned()), slow, "the fast way and the slow one");
+        assert_eq!(parse_email(text.to_owned()), slow, "the fast path and the slow path");
         for kind in [Kind::Email, Kind::Domain] {
             let Ok(address) = Address::parse(kind, text.to_owned()) else { continue };
             let canonical = address.as_str();
@@ -670,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_hold_to_the_rules() {
+    fn any_bytes_keep_the_rules() {
         const ALPHABET: [&str; 52] = [
             "a",
             "B",
@@ -726,8 +726,8 @@ mod tests {
             ",;<>()[]:\\\"",
         ];
         bolero::check!(name = "address").for_each(|bytes| {
-            hold_to_the_rules(&String::from_utf8_lossy(bytes));
-            hold_to_the_rules(&spelled(&bytes[..bytes.len().min(12)], &ALPHABET));
+            check_rules(&String::from_utf8_lossy(bytes));
+            check_rules(&spelled(&bytes[..bytes.len().min(12)], &ALPHABET));
         });
     }
 
@@ -760,7 +760,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_gets_an_answer(text in any::<String>()) {
+        fn any_text_is_accepted_or_rejected(text in any::<String>()) {
             let _ = Address::parse(Kind::Email, text.clone());
             if let Ok(domain) = Address::parse(Kind::Domain, text) {
                 prop_assert_eq!(Address::parse(Kind::Domain, domain.as_str().to_owned()), Ok(domain));

@@ -1,4 +1,4 @@
-//! How an import is cut into transactions, and how its entries are counted.
+//! Batches of an import, one transaction each, and the counts of its entries.
 
 use time::OffsetDateTime;
 
@@ -7,35 +7,36 @@ use super::{
     failure::{Cause, Rejected},
 };
 
-/// A stream of this many entries or fewer is always one batch, and so one transaction: HTTP callers
-/// are promised that all of a JSON import is stored or none of it.
+/// A stream of up to this many entries is always one batch, and so one transaction. HTTP callers
+/// rely on it: a JSON import is stored completely or not at all.
 pub const BATCH_ENTRIES_MIN: usize = 10_000;
 
-/// The entries described in an answer; further refused ones are counted only.
-const ERRORS_MAX: usize = 10_000;
+/// The largest number of rejected entries described in an answer. Further ones are only counted.
+const ERRORS_KEPT_MAX: usize = 10_000;
 
-/// Entries on their way into one transaction, in bounded memory.
+/// Entries of one transaction, in bounded memory.
 ///
-/// The texts stand one behind the other in one buffer. A text of its own for each would be freed on
-/// another thread than it was made on, which cost a third of an import's processor time.
+/// All texts are stored in one buffer, one after the other. A separate allocation for each text
+/// would be freed on another thread than the one that made it, which cost a third of an import's
+/// processor time.
 pub struct Batch {
     text: String,
-    places: Vec<Place>,
+    spans: Vec<Span>,
     opt_outs: OptOuts,
     entries_max: usize,
 }
 
-/// The times of the opt-outs that are known, each after the offset of its entry's address, in that
-/// order. Most imports have none, and then this costs nothing.
+/// The known times of opt-outs, each with the offset of its entry's address, sorted by that offset.
+/// Most imports have none, and then this costs nothing.
 type OptOuts = Vec<(u32, OffsetDateTime)>;
 
-/// Where an entry's texts are.
+/// The offsets and lengths of an entry's texts in the buffer of its batch.
 #[derive(Clone, Copy, Debug)]
-struct Place {
-    /// The first octets of the address, as a number that sorts as they do: most comparisons need no
-    /// more.
+struct Span {
+    /// The first bytes of the address as a big-endian number, which sorts as the bytes do. Most
+    /// comparisons need no more than this.
     prefix: u128,
-    /// Where the address begins. Later entries have larger numbers.
+    /// The offset of the address. Later entries have larger offsets.
     address: u32,
     reason: u32,
     address_len: u16,
@@ -43,25 +44,26 @@ struct Place {
 }
 
 impl Batch {
-    /// Larger batches are faster, but a batch of long texts is cut once it holds this much, so that
-    /// memory stays bounded.
-    const OCTETS_MAX: usize = 4 << 20;
+    /// A batch of at least [`BATCH_ENTRIES_MIN`] entries is full at this size of its texts. Larger
+    /// batches are faster, but memory must stay bounded.
+    const TEXT_BYTES_MAX: usize = 4 << 20;
 
-    /// An empty batch that is full at `entries_max` entries ([`BATCH_ENTRIES_MIN`] at least).
+    /// Creates an empty batch that is full at `entries_max` entries, or at [`BATCH_ENTRIES_MIN`] if
+    /// that is more.
     pub fn new(entries_max: usize) -> Self {
-        Self { text: String::new(), places: Vec::new(), opt_outs: Vec::new(), entries_max: entries_max.max(BATCH_ENTRIES_MIN) }
+        Self { text: String::new(), spans: Vec::new(), opt_outs: Vec::new(), entries_max: entries_max.max(BATCH_ENTRIES_MIN) }
     }
 
-    /// Takes one more entry.
+    /// Adds an entry.
     pub fn push(&mut self, entry: &Entry) {
         let (address, reason) = (entry.address.as_str(), entry.reason.as_str());
-        // Both lengths are bounded by the rules for an address and a reason, and so is their sum
-        // for a batch.
+        // The rules for addresses and reasons bound both lengths, and the size of a batch bounds
+        // their sum, so the casts do not truncate.
         let address_at = self.text.len() as u32;
         self.text.push_str(address);
         self.opt_outs.extend(entry.unsubscribed_at.map(|at| (address_at, at)));
-        // Reasons come in rows of equal ones.
-        let (reason_at, reason_len) = match self.places.last() {
+        // Consecutive entries often have the same reason, which is then stored once.
+        let (reason_at, reason_len) = match self.spans.last() {
             Some(last) if last.reason(&self.text) == reason => (last.reason, last.reason_len),
             _ => {
                 let at = self.text.len() as u32;
@@ -72,7 +74,7 @@ impl Batch {
         let mut prefix = [0; 16];
         let count = address.len().min(prefix.len());
         prefix[..count].copy_from_slice(&address.as_bytes()[..count]);
-        self.places.push(Place {
+        self.spans.push(Span {
             prefix: u128::from_be_bytes(prefix),
             address: address_at,
             reason: reason_at,
@@ -81,40 +83,40 @@ impl Batch {
         });
     }
 
-    /// True when the batch should be stored before another entry is pushed.
+    /// True when the batch must be stored before another entry is added.
     pub fn is_full(&self) -> bool {
-        let count = self.places.len();
-        count >= self.entries_max || (count >= BATCH_ENTRIES_MIN && self.text.len() >= Self::OCTETS_MAX)
+        let count = self.spans.len();
+        count >= self.entries_max || (count >= BATCH_ENTRIES_MIN && self.text.len() >= Self::TEXT_BYTES_MAX)
     }
 
-    /// The number of entries pushed, repeats included.
+    /// The number of entries added, duplicates included.
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.spans.len()
     }
 
-    /// True when nothing was pushed.
+    /// True when no entry was added.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.spans.is_empty()
     }
 
-    /// The entries in the order of their addresses' octets, each address once with the reason it
-    /// came with first.
+    /// Sorts the entries by the bytes of their addresses. Of entries with the same address the
+    /// first one is kept.
     ///
-    /// That is the order of the table's key, so overlapping batches wait for each other in one
-    /// direction only and cannot dead-lock; it also makes the insert faster.
+    /// This is the order of the table's key. Overlapping batches therefore lock rows in the same
+    /// order and cannot deadlock. The insert is faster, too.
     pub fn into_sorted(self) -> Sorted {
-        let Self { text, mut places, opt_outs, .. } = self;
-        places.sort_unstable_by(|a, b| {
+        let Self { text, mut spans, opt_outs, .. } = self;
+        spans.sort_unstable_by(|a, b| {
             let by_address = a.prefix.cmp(&b.prefix).then_with(|| a.address(&text).cmp(b.address(&text)));
-            // Of equal addresses the first one stays.
+            // Entries with equal addresses stay in the order of arrival.
             by_address.then(a.address.cmp(&b.address))
         });
-        places.dedup_by(|later, first| later.prefix == first.prefix && later.address(&text) == first.address(&text));
-        Sorted { text, places, opt_outs }
+        spans.dedup_by(|later, first| later.prefix == first.prefix && later.address(&text) == first.address(&text));
+        Sorted { text, spans, opt_outs }
     }
 }
 
-impl Place {
+impl Span {
     fn address(self, text: &str) -> &str {
         &text[self.address as usize..][..self.address_len.into()]
     }
@@ -124,58 +126,59 @@ impl Place {
     }
 }
 
-/// The entries of a batch by address, each address once.
+/// The entries of a batch, sorted by address, each address once.
 pub struct Sorted {
     text: String,
-    places: Vec<Place>,
+    spans: Vec<Span>,
     opt_outs: OptOuts,
 }
 
 impl Sorted {
-    /// The addresses, in the order of their octets.
+    /// The addresses, in the order of their bytes.
     pub fn addresses(&self) -> Vec<&str> {
-        self.places.iter().map(|place| place.address(&self.text)).collect()
+        self.spans.iter().map(|span| span.address(&self.text)).collect()
     }
 
-    /// The reason of each address.
+    /// The reason of each address, in the order of [`Sorted::addresses`].
     pub fn reasons(&self) -> Vec<&str> {
-        self.places.iter().map(|place| place.reason(&self.text)).collect()
+        self.spans.iter().map(|span| span.reason(&self.text)).collect()
     }
 
-    /// When each address opted out, where that is known; `None` when it is known of no address.
+    /// The time at which each address opted out, where it is known. `None` when it is not known for
+    /// any address.
     pub fn unsubscribed_at(&self) -> Option<Vec<Option<OffsetDateTime>>> {
-        let of = |place: &Place| {
-            let found = self.opt_outs.binary_search_by_key(&place.address, |(address, _)| *address);
+        let of = |span: &Span| {
+            let found = self.opt_outs.binary_search_by_key(&span.address, |(address, _)| *address);
             found.ok().map(|known| self.opt_outs[known].1)
         };
-        (!self.opt_outs.is_empty()).then(|| self.places.iter().map(of).collect())
+        (!self.opt_outs.is_empty()).then(|| self.spans.iter().map(of).collect())
     }
 }
 
-/// What became of an import's entries so far. `imported + skipped + failed` is the number received.
+/// The counts of an import so far. `imported + skipped + failed` is the number of entries received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Newly stored.
     pub imported: u64,
-    /// Already there, or repeated.
+    /// Already on the list, or repeated in this import.
     pub skipped: u64,
     /// Rejected.
     pub failed: u64,
-    /// The first rejected entries.
+    /// The first rejected entries, at most 10,000.
     pub errors: Vec<Rejected>,
 }
 
 impl Tally {
-    /// Counts a stored batch: of `received` entries, `imported` were new.
+    /// Counts a stored batch of `received` entries, of which `imported` were new.
     pub fn stored(&mut self, received: u64, imported: u64) {
         self.imported += imported;
         self.skipped += received.saturating_sub(imported);
     }
 
-    /// Counts a rejected entry, and keeps it if it is one of the first.
+    /// Counts a rejected entry. Its cause is kept for the first ones only.
     pub fn rejected(&mut self, index: u64, line: u64, cause: Cause) {
         self.failed += 1;
-        if self.errors.len() < ERRORS_MAX {
+        if self.errors.len() < ERRORS_KEPT_MAX {
             self.errors.push(Rejected { index, line, cause });
         }
     }
@@ -192,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_sorted_by_octets_and_keeps_the_first_of_repeats() {
+    fn sorts_by_bytes_and_keeps_the_first_of_duplicates() {
         let mut batch = Batch::new(0);
         let entries = [
             ("b@x.de", "first"),
@@ -228,12 +231,12 @@ mod tests {
             batch.len()
         };
         assert_eq!(full_at(&short), 50_000);
-        let octets = long.address.as_str().len();
-        assert_eq!(full_at(&long), (Batch::OCTETS_MAX - 1).div_ceil(octets));
+        let bytes = long.address.as_str().len();
+        assert_eq!(full_at(&long), (Batch::TEXT_BYTES_MAX - 1).div_ceil(bytes));
     }
 
     #[test]
-    fn a_reason_that_comes_in_a_row_is_kept_once() {
+    fn consecutive_equal_reasons_are_stored_once() {
         let mut batch = Batch::new(0);
         for (address, reason) in
             [("a@x.de", "long reason"), ("b@x.de", "long reason"), ("c@x.de", "other"), ("d@x.de", "long reason")]
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_counts_what_was_stored_and_what_was_there() {
+    fn a_tally_counts_new_and_present_entries() {
         let mut tally = Tally::default();
         tally.stored(10, 7);
         tally.stored(5, 5);

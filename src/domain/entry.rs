@@ -7,16 +7,15 @@ use super::{
     failure::{CLOCK_SKEW, Failure, REASON_CHARS_MAX},
 };
 
-/// Why an address is on the list: any text of 1 to 64 characters without control characters, kept
-/// as given.
+/// Why an address is on the list: a text of 1 to 64 characters without control characters, kept as
+/// given.
 ///
-/// An unknown text is as good as a well-known one: losing a suppression over its label would be
-/// worse.
+/// Unknown reasons are accepted. Losing a suppression because of its label would be worse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason(String);
 
 impl Reason {
-    /// Trims `text`; `None` when nothing is left, which asks for the call's default.
+    /// Trims `text`. `None` when it is empty: the default reason of the call applies.
     ///
     /// # Errors
     /// [`Failure::InvalidReason`] when it is too long or has a control character.
@@ -44,22 +43,23 @@ impl Reason {
     }
 }
 
-/// An entry that may be stored: every field holds to the rules by construction.
+/// An entry that may be stored. Every field is valid by construction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// What must not be contacted.
+    /// The address that must not be contacted.
     pub address: Address,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// When the person opted out, where another system knows it.
+    /// The time at which the person opted out, if another system recorded it.
     pub unsubscribed_at: Option<OffsetDateTime>,
 }
 
 impl Entry {
-    /// The one rule for an entry, wherever it comes from. An empty `reason` means `default_reason`.
+    /// Validates an entry. All sources of entries use this function. An empty `reason` means
+    /// `default_reason`.
     ///
     /// # Errors
-    /// The first field that breaks a rule: the address before the reason.
+    /// The failure of the first invalid field: the address is checked before the reason.
     pub fn parse(kind: Kind, address: String, reason: String, default_reason: &Reason) -> Result<Self, Failure> {
         Ok(Self {
             address: Address::parse(kind, address)?,
@@ -68,7 +68,7 @@ impl Entry {
         })
     }
 
-    /// The entry with the time of the opt-out. `now` is the caller's clock; this room has none.
+    /// Adds the time of the opt-out. `now` is the caller's clock; this module has none.
     ///
     /// # Errors
     /// [`Failure::InvalidTime`] when the time is in the future, or before the year 1.
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_kept_as_given_but_for_its_ends() {
+    fn a_reason_is_trimmed_and_otherwise_kept() {
         let parse = |text: &str| Reason::parse(text.to_owned()).map(|reason| reason.map(Reason::into_string));
         assert_eq!(parse(" Asked us to STOP \n"), Ok(Some("Asked us to STOP".to_owned())));
         assert_eq!(parse(" \t"), Ok(None));
@@ -93,6 +93,7 @@ mod tests {
         assert_eq!(parse(&"a".repeat(65)), Err(Failure::InvalidReason));
         assert_eq!(parse("two\nlines"), Err(Failure::InvalidReason));
     }
+
     #[test]
     fn an_entry_reports_its_first_fault_and_takes_the_default_reason() {
         let default = Reason::parse("import".to_owned()).expect("valid").expect("not empty");

@@ -1,44 +1,45 @@
-//! What can go wrong with a call, said so that the caller knows what to do. Knows no transport and no database.
+//! The errors of a call, classified by what the caller should do. Knows no transport and no
+//! database.
 
 use std::{error::Error as StdError, time::Duration};
 
 type Source = Box<dyn StdError + Send + Sync>;
 
-/// A call that cannot be answered. The text of each goes to the caller; a `source` goes to the log alone.
+/// Why a call failed. The display text is sent to the caller; a `source` goes to the log only.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request must be changed; `field` names the place.
+    /// The request is invalid; `field` names the part to change.
     #[error("{message}")]
     Invalid {
-        /// The field at fault, as the caller knows it.
+        /// The field at fault, by the name that callers use.
         field: String,
         /// What to change.
         message: String,
     },
-    /// No valid key came with the call.
+    /// The call has no valid key.
     #[error("{0}")]
     Unauthenticated(&'static str),
-    /// The key is good, but not for this.
+    /// The key is valid, but does not permit this call.
     #[error("{0}")]
     Forbidden(&'static str),
-    /// The thing named does not exist.
+    /// The named resource does not exist.
     #[error("{0}")]
     NotFound(&'static str),
-    /// The request is in order, but not after what was done before.
+    /// The request is valid, but conflicts with an earlier one.
     #[error("{0}")]
     Conflict(&'static str),
-    /// Too much at once; a later try may pass.
+    /// A limit was exceeded; a later attempt may succeed.
     #[error("{message}")]
     Exhausted {
-        /// What was too much.
+        /// Which limit.
         message: &'static str,
-        /// When to try again.
+        /// The delay before another attempt.
         retry_after: Duration,
     },
-    /// The service or its database is away for now; nothing is wrong with the request.
+    /// The service or its database is unavailable. The request itself is valid.
     #[error("{message}")]
     Unavailable {
-        /// What is away.
+        /// What is unavailable.
         message: &'static str,
         /// The cause, for the log.
         #[source]
@@ -53,14 +54,14 @@ pub enum Error {
         #[source]
         source: Option<Source>,
     },
-    /// The caller went away.
+    /// The caller cancelled the call.
     #[error("The caller broke the call off.")]
     Cancelled,
-    /// There is no such method.
+    /// The method does not exist.
     #[error("There is no such method. Ask server reflection for those that exist.")]
     Unimplemented,
-    /// A fault of this service.
-    #[error("Something went wrong inside the service. Report it with the request id.")]
+    /// An internal error of the service.
+    #[error("Something went wrong inside the service. Report it with the x-request-id of this answer.")]
     Internal {
         /// The cause, for the log.
         #[source]
@@ -69,12 +70,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// A request that must be changed at `field`.
+    /// An invalid request; `field` is the part to change.
     pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), message: message.into() }
     }
 
-    /// The same error for another call that shared the work; the cause stays with the first.
+    /// The same error for another call that shared the work. The source stays with the first one.
     pub fn shared(&self) -> Self {
         match self {
             Self::Invalid { field, message } => Self::Invalid { field: field.clone(), message: message.clone() },
@@ -91,7 +92,7 @@ impl Error {
         }
     }
 
-    /// A fault of this service, with its cause for the log.
+    /// An internal error of the service, with its cause for the log.
     pub fn internal(source: impl Into<Source>) -> Self {
         Self::Internal { source: source.into() }
     }

@@ -1,28 +1,28 @@
-//! The ways in which an entry can fail.
+//! Why an entry is rejected: the causes, with their codes and messages.
 
 use time::Duration;
 
 /// The longest reason, in characters after trimming.
 pub(super) const REASON_CHARS_MAX: usize = 64;
 
-/// How far ahead of this server's clock a time may be: clocks differ, and an entry is not lost over
-/// that.
+/// How far a time may be ahead of this server's clock. Clocks differ, and an entry is not rejected
+/// for that.
 pub(super) const CLOCK_SKEW: Duration = Duration::seconds(10);
 
-/// Why an entry was rejected. Stops nothing but the entry itself.
+/// The rule that an entry breaks. Other entries of the import are not affected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Not an e-mail address, with the cause.
     InvalidEmail(&'static str),
     /// Not a domain, with the cause.
     InvalidDomain(&'static str),
-    /// A domain entry that would block every domain under a public suffix.
+    /// A domain entry for a public suffix, which would block every domain under it.
     PublicSuffix,
-    /// Neither `email` nor `domain`.
+    /// The type is neither `email` nor `domain`.
     InvalidType,
-    /// Too long, or with a control character.
+    /// The reason is too long, or has a control character.
     InvalidReason,
-    /// Not a time, or one in the future.
+    /// The time of the opt-out is not a time, or is in the future.
     InvalidTime,
 }
 
@@ -31,7 +31,7 @@ pub enum Failure {
 pub struct Rejected {
     /// Its index in the import, counted from 0.
     pub index: u64,
-    /// The line of the file that it came from; 0 when the sender did not say.
+    /// The line of the file that it came from; 0 when the sender gave none.
     pub line: u64,
     /// Why.
     pub cause: Cause,
@@ -40,9 +40,9 @@ pub struct Rejected {
 /// Why an entry was rejected: by a rule, or because its sender could not read it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It breaks a rule.
+    /// The entry breaks a rule.
     Failure(Failure),
-    /// The sender reported that it could not read the entry, in its own words.
+    /// The sender reported that it could not read the entry. The texts are the sender's.
     Unreadable {
         /// The field at fault; empty when it is the whole line.
         field: String,
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_failure_says_its_field_and_cause() {
+    fn every_failure_has_a_code_a_field_and_a_message() {
         let suffix = "The domain entry is a public suffix and would block every domain under it; name the domains themselves.";
         for (failure, code, field, message) in [
             (Failure::InvalidEmail("is empty"), "INVALID_EMAIL", "email", "The e-mail address is empty."),

@@ -1,4 +1,5 @@
-//! What an import began with, kept with its request id: tells a repeat from another import.
+//! A hash of an import's first entries. It is stored with the idempotency key, and distinguishes a
+//! repeat of the import from another import under the same key.
 
 use sha2::{Digest, Sha256};
 
@@ -9,8 +10,9 @@ type Hash = [u8; HASH_BYTES];
 
 /// A hash of the entries in the first message of an import.
 ///
-/// An import that is sent again need not be cut into the same messages. So a repeat is held against as
-/// many entries as were hashed; one whose first message has fewer, against the first entry alone.
+/// A repeated import may be split into messages differently. A repeat is therefore compared over as
+/// many entries as were hashed. If its first message has fewer entries, only the first entry is
+/// compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     count: u32,
@@ -18,16 +20,16 @@ pub struct Fingerprint {
     all: Hash,
 }
 
-/// An entry as it was sent.
+/// An entry as the caller sent it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent<'a> {
-    /// The text of the address; of an entry that its sender could not read, the message about it.
+    /// The text of the address. For an entry that its sender could not read: the message about it.
     pub address: &'a str,
-    /// The number of the type; none of an unreadable entry.
+    /// The number of the type; `None` for an unreadable entry.
     pub kind: Option<i32>,
-    /// The reason; the code of an unreadable entry.
+    /// The reason; for an unreadable entry, its code.
     pub reason: &'a str,
-    /// The time of the opt-out, if there is one, in seconds and nanoseconds.
+    /// The time of the opt-out, if known, in seconds and nanoseconds.
     pub unsubscribed_at: Option<(i64, i32)>,
 }
 
@@ -42,19 +44,20 @@ impl Fingerprint {
                 all.update((text.len() as u64).to_be_bytes());
                 all.update(text.as_bytes());
             }
-            // No type has this number.
+            // No type has the number that stands for `None`.
             all.update(entry.kind.unwrap_or(i32::MIN).to_be_bytes());
             if let Some((secs, nanos)) = entry.unsubscribed_at {
                 all.update(secs.to_be_bytes());
                 all.update(nanos.to_be_bytes());
             }
-            first.get_or_insert_with(|| cut(all.clone()));
+            first.get_or_insert_with(|| truncate(all.clone()));
             count = count.saturating_add(1);
         }
-        Self { count, first: first.unwrap_or_default(), all: cut(all) }
+        Self { count, first: first.unwrap_or_default(), all: truncate(all) }
     }
 
-    /// True when an import that begins with these entries may be the one that has this fingerprint.
+    /// True when an import that begins with these entries can be a repeat of the import with this
+    /// fingerprint.
     pub fn fits<'a>(&self, entries: impl ExactSizeIterator<Item = Sent<'a>>) -> bool {
         match (self.count as usize, entries.len()) {
             (0, count) => count == 0,
@@ -64,12 +67,12 @@ impl Fingerprint {
         }
     }
 
-    /// The form in which it is kept.
+    /// The stored form.
     pub fn to_bytes(&self) -> Vec<u8> {
         [self.count.to_be_bytes().as_slice(), &self.first, &self.all].concat()
     }
 
-    /// Reads what [`Fingerprint::to_bytes`] wrote; none from anything else.
+    /// Reads what [`Fingerprint::to_bytes`] wrote; `None` for anything else.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (count, rest) = bytes.split_first_chunk::<COUNT_BYTES>()?;
         let (first, rest) = rest.split_first_chunk::<HASH_BYTES>()?;
@@ -77,7 +80,7 @@ impl Fingerprint {
     }
 }
 
-fn cut(hash: Sha256) -> Hash {
+fn truncate(hash: Sha256) -> Hash {
     let mut bytes = Hash::default();
     bytes.copy_from_slice(&hash.finalize()[..HASH_BYTES]);
     bytes
@@ -94,7 +97,7 @@ mod tests {
     const SENT: [Sent<'_>; 3] = [sent("a@b.de", 0, ""), sent("c.de", 2, "manual"), sent("d@e.de", 1, "x")];
 
     #[test]
-    fn a_repeat_fits_however_it_is_cut_and_another_import_does_not() {
+    fn a_repeat_fits_in_any_message_sizes_and_another_import_does_not() {
         for kept in 0..=3 {
             let fingerprint = Fingerprint::of(SENT[..kept].iter().copied());
             assert_eq!(Fingerprint::from_bytes(&fingerprint.to_bytes()), Some(fingerprint.clone()));
@@ -125,8 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_of_an_import_stays_the_same_in_every_release() {
-        // A request id is remembered for a day, over an upgrade.
+    fn the_stored_form_is_the_same_in_every_release() {
+        // An idempotency key is valid for a day, also across an upgrade.
         let hex: String = Fingerprint::of(SENT).to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "000000033a50c7498065b02db94c3e5d44169ff0dd2fd43b2746a261d8f7554d422193e8");
     }

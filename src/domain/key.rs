@@ -1,8 +1,8 @@
 //! API keys, and the public forms of ids (`ws_1`, `user_1`, `key_1`).
 //!
-//! A key exists in plain form only in [`ApiKey`]: when it is made and when a caller sends it. What
-//! is stored and compared is its SHA-256. A slow password hash would add nothing, since a key is
-//! 256 random bits and cannot be guessed from its hash.
+//! A key exists in plain form only in [`ApiKey`]: when it is created and when a caller sends it.
+//! The database stores its SHA-256, and lookups compare that. A slow password hash would add
+//! nothing: a key is 256 random bits and cannot be guessed from its hash.
 
 use std::{fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 pub enum KeyKind {
     /// `sk_…`: one workspace.
     Workspace,
-    /// `sk_user_…`: a user, and through it every workspace the user is a member of.
+    /// `sk_user_…`: a user, and every workspace that the user is a member of.
     Platform,
 }
 
@@ -26,17 +26,17 @@ impl KeyKind {
     }
 }
 
-/// Who a key is made for.
+/// The owner of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyOwner {
     /// One workspace.
     Workspace(WorkspaceId),
-    /// A user.
+    /// One user.
     User(UserId),
 }
 
 impl KeyOwner {
-    /// What a key of this owner is bound to.
+    /// The kind of key that this owner gets.
     pub fn kind(self) -> KeyKind {
         match self {
             Self::Workspace(_) => KeyKind::Workspace,
@@ -57,7 +57,7 @@ impl fmt::Display for KeyOwner {
 /// What a key may do. Each scope includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// Ask whether addresses may be written to, and nothing else.
+    /// Check whether addresses may be written to, and nothing else.
     Check,
     /// Also read the list.
     Read,
@@ -66,10 +66,10 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// All of them, the narrowest first.
+    /// All scopes, the narrowest first.
     pub const ALL: [Self; 3] = [Self::Check, Self::Read, Self::Write];
 
-    /// Its name on the command line and in the database.
+    /// The name on the command line and in the database.
     pub fn name(self) -> &'static str {
         match self {
             Self::Check => "check",
@@ -78,13 +78,13 @@ impl Scope {
         }
     }
 
-    /// The scope of this name.
+    /// The scope with this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|scope| scope.name() == name)
     }
 }
 
-/// A key in plain form. Neither `Debug` nor anything else but [`ApiKey::reveal`] shows it.
+/// A key in plain form. Only [`ApiKey::reveal`] shows it; `Debug` does not.
 #[derive(Clone)]
 pub struct ApiKey {
     text: String,
@@ -94,20 +94,19 @@ pub struct ApiKey {
 impl ApiKey {
     const SECRET_BYTES: usize = 32;
 
-    /// A new key of 256 bits from the operating system's generator.
+    /// Generates a key of 256 bits from the operating system's random number generator.
     ///
     /// # Errors
-    /// When the operating system has no randomness to give.
+    /// When the operating system has no random numbers.
     pub fn generate(kind: KeyKind) -> Result<Self, getrandom::Error> {
         let mut secret = [0_u8; Self::SECRET_BYTES];
         getrandom::fill(&mut secret)?;
         Ok(Self { text: format!("{}{}", kind.prefix(), hex(&secret)), kind })
     }
 
-    /// A key that a caller sent. `None` when the text cannot be one, which spares the database the
-    /// question.
+    /// Parses a key that a caller sent. `None` when the text cannot be a key, which saves a query.
     pub fn parse(text: &str) -> Option<Self> {
-        // The longer prefix first: a platform key starts with the other prefix too.
+        // The longer prefix comes first, because a platform key starts with the other prefix too.
         let kind = [KeyKind::Platform, KeyKind::Workspace].into_iter().find(|kind| text.starts_with(kind.prefix()))?;
         let secret = &text[kind.prefix().len()..];
         let is_secret =
@@ -120,12 +119,12 @@ impl ApiKey {
         self.kind
     }
 
-    /// What is stored of the key.
+    /// The hash that is stored and compared.
     pub fn hash(&self) -> KeyHash {
         KeyHash(Sha256::digest(self.text.as_bytes()).into())
     }
 
-    /// The key in plain form, to be shown once or sent.
+    /// The key in plain form, for showing it once and for sending it.
     pub fn reveal(&self) -> &str {
         &self.text
     }
@@ -142,7 +141,7 @@ impl fmt::Debug for ApiKey {
 pub struct KeyHash([u8; 32]);
 
 impl KeyHash {
-    /// The 32 octets.
+    /// The 32 bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -158,8 +157,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A number with a prefix that says what it names. The text form is the only one that leaves the
-/// service.
+/// An id: a number with a prefix that names its type. Only the text form leaves the service.
 macro_rules! public_id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -181,8 +179,8 @@ macro_rules! public_id {
         impl FromStr for $name {
             type Err = String;
 
-            /// Takes the public form alone: the prefix and a decimal number without sign or leading
-            /// zeros.
+            /// Accepts the public form only: the prefix and a positive decimal number without sign
+            /// or leading zeros.
             fn from_str(text: &str) -> Result<Self, String> {
                 text.strip_prefix($prefix)
                     .filter(|digits| digits.starts_with(|c: char| ('1'..='9').contains(&c)) && digits.bytes().all(|b| b.is_ascii_digit()))
@@ -205,7 +203,7 @@ public_id!(
     "user_"
 );
 public_id!(
-    /// The id of a key, `key_1`. It is no secret.
+    /// The id of a key, `key_1`. It is not a secret.
     KeyId,
     "key_"
 );
@@ -215,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_survives_its_text_form_and_is_never_shown() {
+    fn a_key_round_trips_through_its_text_and_is_redacted() {
         for kind in [KeyKind::Workspace, KeyKind::Platform] {
             let key = ApiKey::generate(kind).expect("randomness");
             let again = ApiKey::parse(key.reveal()).expect("its own text");
@@ -225,7 +223,7 @@ mod tests {
         let key = ApiKey::generate(KeyKind::Platform).expect("randomness");
         assert_eq!(format!("{key:?} {:?}", key.hash()), "ApiKey(Platform, redacted) KeyHash(redacted)");
         assert_ne!(key.hash(), ApiKey::generate(KeyKind::Platform).expect("randomness").hash());
-        // What is stored of a key must stay the same in every release.
+        // The stored hash of a key must stay the same in every release.
         let known = ApiKey::parse(&format!("sk_{}", "0a".repeat(32))).expect("a key");
         assert_eq!(hex(known.hash().as_bytes()), "ab86e3ebf7d0f6d9606f8e7a55eb6513acf3b0cc188bd6679486ec1656f76819");
         for text in

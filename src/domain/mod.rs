@@ -1,7 +1,7 @@
-//! What is true about Do-Not-Contact entries, keys and imports, whatever asks and wherever they are kept.
+//! The rules about Do-Not-Contact entries, keys and imports, independent of transport and storage.
 //!
-//! Pure: no async, no I/O, no framework, no clock. Everything behind `grpc::convert` is built of these types, so that code
-//! which holds an [`Address`] need not ask again whether it is one.
+//! Pure: no async, no I/O, no framework, no clock. Everything behind `grpc::convert` uses these
+//! types. Code that holds an [`Address`] therefore never validates it again.
 
 mod address;
 mod batch;

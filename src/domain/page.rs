@@ -1,10 +1,10 @@
-//! Which part of a list is meant: the filter, and the token that names the next page.
+//! Filters, and the tokens that name the next page of a list.
 //!
-//! A token carries the last key of a page and the total that the first page counted. It is
-//! encrypted, since tokens end up in logs and browser histories, where no address may stand; and it
-//! is bound to the filter and the workspace it was made for, so it is refused with any other, and
-//! when it was tampered with. Its nonce is random, and long enough (192 bits) for any number of
-//! tokens under one key.
+//! A token holds the last address of a page and the total that the first page counted. It is
+//! encrypted, because tokens end up in logs and browser histories, which must not contain
+//! addresses. It is authenticated, and bound to its filter and workspace: a token that was
+//! modified, or comes with another filter or workspace, is rejected. Its nonce is random and long
+//! enough (192 bits) for any number of tokens under one key.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chacha20poly1305::{
@@ -17,37 +17,37 @@ use time::OffsetDateTime;
 
 use super::{address::Kind, error::Error, key::WorkspaceId};
 
-/// Names the use of the key and the token's layout; a token of another layout is refused.
+/// Names the use of the key and the token's layout. A token of another layout is rejected.
 const PURPOSE: &[u8] = b"dnc page token 2";
 const NONCE_BYTES: usize = 24;
 const TOTAL_BYTES: usize = 8;
 
-/// Which entries are meant: those that fit everything that is set.
+/// Selects the entries that match all fields that are set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Entries of this kind.
     pub kind: Option<Kind>,
     /// Entries with exactly this reason.
     pub reason: Option<String>,
-    /// Entries with this text in their canonical address; in lower case.
+    /// Entries with this text in their canonical address. The text is in lower case.
     pub search: Option<String>,
-    /// Entries stored then or later.
+    /// Entries stored at this time or later.
     pub created_from: Option<OffsetDateTime>,
-    /// Entries stored before.
+    /// Entries stored before this time.
     pub created_to: Option<OffsetDateTime>,
 }
 
-/// Where a page begins.
+/// The position at which a page begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// The address that the page comes after.
+    /// The page begins after this address.
     pub after: String,
-    /// How many entries there were when the first page was asked for.
+    /// The number of matching entries when the first page was read.
     pub total: i64,
 }
 
 impl Position {
-    /// The token for a page of this list.
+    /// Encodes the position as a token for this workspace and filter.
     ///
     /// # Errors
     /// [`Error::Internal`] when the system has no random numbers.
@@ -56,16 +56,17 @@ impl Position {
         getrandom::fill(&mut nonce).map_err(|error| Error::internal(error.to_string()))?;
         let msg = [&self.total.to_be_bytes(), self.after.as_bytes()].concat();
         let payload = Payload { msg: &msg, aad: &list_bytes(workspace, filter) };
-        let sealed = cipher(secret).encrypt(&XNonce::from(nonce), payload).map_err(|error| Error::internal(error.to_string()))?;
-        Ok(URL_SAFE_NO_PAD.encode([nonce.as_slice(), &sealed].concat()))
+        let encrypted =
+            cipher(secret).encrypt(&XNonce::from(nonce), payload).map_err(|error| Error::internal(error.to_string()))?;
+        Ok(URL_SAFE_NO_PAD.encode([nonce.as_slice(), &encrypted].concat()))
     }
 
-    /// Reads a token back.
+    /// Decodes a token.
     ///
     /// # Errors
     /// [`Error::Invalid`] unless the token was made for this workspace and filter.
     pub fn from_token(token: &str, secret: &[u8], workspace: WorkspaceId, filter: &Filter) -> Result<Self, Error> {
-        Self::read(token, secret, workspace, filter).ok_or_else(|| {
+        Self::decode(token, secret, workspace, filter).ok_or_else(|| {
             Error::invalid(
                 "page_token",
                 "The page token is damaged, or was made for another filter or workspace. Begin again without one.",
@@ -73,26 +74,27 @@ impl Position {
         })
     }
 
-    fn read(token: &str, secret: &[u8], workspace: WorkspaceId, filter: &Filter) -> Option<Self> {
-        // The engine takes one text for one token alone: nothing after the last bit, no padding.
+    fn decode(token: &str, secret: &[u8], workspace: WorkspaceId, filter: &Filter) -> Option<Self> {
+        // The engine accepts exactly one text for each token: no trailing bits, no padding.
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
-        let (nonce, sealed) = bytes.split_first_chunk::<NONCE_BYTES>()?;
-        let payload = Payload { msg: sealed, aad: &list_bytes(workspace, filter) };
-        let opened = cipher(secret).decrypt(&XNonce::from(*nonce), payload).ok()?;
-        let (total, after) = opened.split_first_chunk::<TOTAL_BYTES>()?;
+        let (nonce, encrypted) = bytes.split_first_chunk::<NONCE_BYTES>()?;
+        let payload = Payload { msg: encrypted, aad: &list_bytes(workspace, filter) };
+        let decrypted = cipher(secret).decrypt(&XNonce::from(*nonce), payload).ok()?;
+        let (total, after) = decrypted.split_first_chunk::<TOTAL_BYTES>()?;
         Some(Self { after: String::from_utf8(after.to_vec()).ok()?, total: i64::from_be_bytes(*total) })
     }
 }
 
-/// The cipher whose key is derived from the secret for this use alone.
+/// The cipher. Its key is derived from the secret, for this use only.
 fn cipher(secret: &[u8]) -> XChaCha20Poly1305 {
-    // A key of any length is good for an HMAC (RFC 2104), so this cannot fail; another key would refuse every token.
+    // HMAC accepts a key of any length (RFC 2104), so this cannot fail. The fallback key would
+    // reject every token.
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).unwrap_or_else(|_| Hmac::new(&Default::default()));
     mac.update(PURPOSE);
     XChaCha20Poly1305::new(&mac.finalize().into_bytes())
 }
 
-/// The list that a token belongs to, as bytes that differ for any two lists.
+/// The workspace and the filter that a token belongs to, as bytes that differ for any two of them.
 fn list_bytes(workspace: WorkspaceId, filter: &Filter) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut part = |part: &[u8]| {
@@ -122,30 +124,30 @@ mod tests {
     use crate::fuzz::spelled;
 
     #[test]
-    fn any_bytes_are_no_token_unless_they_were_made_as_one() {
+    fn arbitrary_bytes_are_rejected_as_tokens() {
         let (secret, workspace, filter) = (b"secret".as_slice(), WorkspaceId(7), Filter::default());
         let read = |token: &str| Position::from_token(token, secret, workspace, &filter).ok();
         bolero::check!(name = "token").for_each(|bytes| {
             let text = String::from_utf8_lossy(bytes).into_owned();
             let alphabet = ["A", "B", "Z", "a", "z", "0", "9", "-", "_", "=", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"];
-            for nonsense in [text.clone(), spelled(bytes, &alphabet), URL_SAFE_NO_PAD.encode(bytes)] {
-                assert_eq!(read(&nonsense), None);
+            for invalid in [text.clone(), spelled(bytes, &alphabet), URL_SAFE_NO_PAD.encode(bytes)] {
+                assert_eq!(read(&invalid), None);
             }
             let position = Position { after: text, total: bytes.iter().map(|byte| i64::from(*byte)).sum() };
             let token = position.to_token(secret, workspace, &filter).expect("random numbers");
             assert_eq!(read(&token), Some(position));
             // One character changed, one more, one fewer.
-            let place = bytes.first().map_or(0, |byte| usize::from(*byte)) % token.len();
+            let index = bytes.first().map_or(0, |byte| usize::from(*byte)) % token.len();
             for with in ["", "0", "A", "ü", "00"] {
                 let mut changed = token.clone();
-                changed.replace_range(place..=place, with);
+                changed.replace_range(index..=index, with);
                 assert!(changed == token || read(&changed).is_none());
             }
         });
     }
 
     #[test]
-    fn a_token_is_good_for_its_own_list_alone() {
+    fn a_token_is_valid_for_its_own_list_only() {
         let (secret, workspace) = (b"secret".as_slice(), WorkspaceId(7));
         let filter = Filter { reason: Some("bounce".to_owned()), ..Filter::default() };
         let position = Position { after: "jürgen@example.de".to_owned(), total: 5_000_000 };
@@ -159,14 +161,14 @@ mod tests {
         let moved = Filter { search: filter.reason.clone(), ..Filter::default() };
         assert_eq!(read(&token, secret, workspace, &moved), None);
         assert_eq!(read(&format!("{token}="), secret, workspace, &filter), None);
-        for place in 0..token.len() {
+        for index in 0..token.len() {
             let mut tampered = token.clone().into_bytes();
-            tampered[place] = if tampered[place] == b'0' { b'1' } else { b'0' };
+            tampered[index] = if tampered[index] == b'0' { b'1' } else { b'0' };
             let tampered = String::from_utf8(tampered).expect("ASCII");
-            assert_eq!(read(&tampered, secret, workspace, &filter), None, "{place}");
+            assert_eq!(read(&tampered, secret, workspace, &filter), None, "{index}");
         }
-        for nonsense in ["", "0", "zz", "ü", &token[2..], &token[..token.len() - 2]] {
-            assert_eq!(read(nonsense, secret, workspace, &filter), None, "{nonsense}");
+        for invalid in ["", "0", "zz", "ü", &token[2..], &token[..token.len() - 2]] {
+            assert_eq!(read(invalid, secret, workspace, &filter), None, "{invalid}");
         }
     }
 
@@ -176,11 +178,11 @@ mod tests {
         let token = || position.to_token(b"secret", WorkspaceId(7), &Filter::default()).expect("random numbers");
         let bytes = URL_SAFE_NO_PAD.decode(token()).expect("base64url");
         assert!(!bytes.windows(7).any(|part| part == b"example" || part == b"someone"));
-        assert_ne!(token(), token(), "two tokens for one place do not show that they are");
+        assert_ne!(token(), token(), "tokens of equal positions differ");
     }
 
     #[test]
-    fn a_token_of_the_first_layout_is_refused() {
+    fn a_token_of_the_first_layout_is_rejected() {
         // Version 1: hexadecimal, signed, and the address in it for all to see.
         let old = "01000000000000000161406578616d706c652e636f6d0123456789abcdef0123456789abcdef";
         assert!(Position::from_token(old, b"secret", WorkspaceId(7), &Filter::default()).is_err());
