@@ -10,7 +10,7 @@ use super::{
 use crate::{
     config::DatabaseUrl,
     domain::{Filter, Kind, WorkspaceId},
-    store::Asked,
+    store::Selection,
 };
 
 #[derive(Debug, Subcommand)]
@@ -66,7 +66,7 @@ pub(super) async fn deletions(Deletions::List(options): Deletions) -> anyhow::Re
             json!(row.workspace.to_string()),
             json!(row.key.to_string()),
             json!(row.deleted),
-            json!(description(row.asked)),
+            json!(description(row.selection)),
             json!(row.id.to_string()),
         ]);
     }
@@ -74,10 +74,10 @@ pub(super) async fn deletions(Deletions::List(options): Deletions) -> anyhow::Re
 }
 
 /// What a deletion was asked for, in the words of `dnc remove`'s options.
-fn description(asked: Asked) -> String {
-    let filter = match asked {
-        Asked::Named(count) => return format!("{count} named"),
-        Asked::All(filter) => filter,
+fn description(selection: Selection) -> String {
+    let filter = match selection {
+        Selection::Named(count) => return format!("{count} named"),
+        Selection::All(filter) => filter,
     };
     let Filter { kind, reason, search, created_from, created_to } = filter;
     let parts = [

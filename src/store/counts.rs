@@ -1,15 +1,18 @@
-//! How many entries a workspace has, kept with each batch so that nobody has to count them.
+//! The number of entries of each workspace, updated with each batch so that nothing has to count
+//! them.
 
 use sqlx::{PgConnection, query_scalar};
 
 use super::{Store, shares::Share};
 use crate::domain::{Error, WorkspaceId};
 
-/// Parts of a workspace's count: so many transactions can change it side by side, as a rule.
+/// The number of rows that a workspace's count is divided into, so that as many transactions can
+/// usually change it concurrently.
 const PARTS: i32 = 16;
 
-/// Changes a workspace's count, and returns the id of its transaction; none if there is nothing to change. Comes last in its transaction:
-/// whoever holds a part's row needs nothing more but to commit.
+/// Changes a workspace's count and returns the id of the transaction; `None` if there is nothing to
+/// change. Must be the last statement of its transaction, so that the row is locked only until the
+/// commit.
 pub(super) async fn add(connection: &mut PgConnection, workspace: WorkspaceId, change: i64) -> Result<Option<String>, sqlx::Error> {
     if change == 0 {
         return Ok(None);
@@ -28,7 +31,7 @@ pub(super) async fn add(connection: &mut PgConnection, workspace: WorkspaceId, c
 }
 
 impl Store {
-    /// How many entries a workspace has.
+    /// The number of entries of a workspace.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].

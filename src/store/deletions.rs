@@ -1,4 +1,4 @@
-//! Taking entries off the list, and the trace that it leaves.
+//! Deletes entries, and writes the deletion log.
 
 use std::sync::Arc;
 
@@ -14,16 +14,17 @@ use super::{
 };
 use crate::domain::{Address, Error, Filter, KeyId, Kind, WorkspaceId};
 
-/// Rows in one transaction of a large deletion: few enough that nobody waits long for one of them.
+/// The number of rows in one transaction of a large deletion. It is small, so that nobody waits
+/// long for one of the locked rows.
 const BATCH_ENTRIES: i64 = 10_000;
 
-/// What a deletion was asked to do, for its trace.
-enum Asked<'a> {
+/// The entries that a deletion selects, for its log.
+enum Selection<'a> {
     Named(usize),
     All(&'a Filter),
 }
 
-/// Whose deletion it is, and which.
+/// The ids of a deletion, of its workspace and of its key.
 #[derive(Clone, Copy, Debug)]
 struct Ids {
     workspace: WorkspaceId,
@@ -32,10 +33,12 @@ struct Ids {
 }
 
 impl Store {
-    /// Deletes the entries for these addresses, in one transaction, and says how many there were. `addresses` must be sorted, each one once.
+    /// Deletes the entries of these addresses in one transaction, and returns the number of deleted
+    /// entries. `addresses` must be sorted and without duplicates.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] and [`Error::Timeout`]: nothing is deleted, or (if only the answer was lost) all of it.
+    /// [`Error::Unavailable`] and [`Error::Timeout`]: nothing was deleted, or (if only the reply
+    /// was lost) everything.
     pub async fn delete_named(&self, workspace: WorkspaceId, key: KeyId, addresses: Vec<Address>) -> Result<i64, Error> {
         let ids = Ids { workspace, key, deletion: Uuid::now_v7() };
         let addresses = Arc::new(addresses);
@@ -48,7 +51,8 @@ impl Store {
         Ok(deleted.await?)
     }
 
-    /// Begins to delete what a filter selects. Entries that are stored from now on stay.
+    /// Begins a deletion of the entries that a filter selects. Entries that are stored from now on
+    /// are kept.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
@@ -64,9 +68,10 @@ impl Store {
 
 async fn delete_named(connection: &mut PgConnection, ids: Ids, addresses: &[Address]) -> Result<i64, Stop> {
     let named: Vec<&str> = addresses.iter().map(Address::as_str).collect();
-    // Rows are locked in the order of `named`, which is the key's, as inserts take them: nobody can wait in a circle. Locked rows that are never
-    // updated stay where they are, so their places are the cheapest way to find them again. The planner must not take the key for it, which
-    // would look at the whole workspace: so `+ 0`.
+    // Rows are locked in the order of `named`, which is the order of the key and of inserts, so
+    // there are no deadlocks. A locked row that is never updated keeps its ctid, so the ctid is the
+    // cheapest way to find the row again. The `+ 0` keeps the planner from using the key for that,
+    // which would read the whole workspace.
     let deleted = query_scalar!(
         r#"WITH doomed AS (
                SELECT entry.ctid FROM UNNEST($2::text[]) AS wanted (address)
@@ -82,27 +87,29 @@ async fn delete_named(connection: &mut PgConnection, ids: Ids, addresses: &[Addr
     )
     .fetch_one(&mut *connection)
     .await?;
-    trace(connection, ids, &Asked::Named(named.len()), deleted).await?;
+    log(connection, ids, &Selection::Named(named.len()), deleted).await?;
     counts::add(connection, ids.workspace, -deleted).await?;
     Ok(deleted)
 }
 
-/// A deletion by filter, which is done batch by batch.
+/// A deletion by filter. Each batch is a transaction of its own.
 #[derive(Debug)]
 pub struct Deletion {
     store: Store,
     ids: Ids,
     filter: Arc<Filter>,
     began: OffsetDateTime,
-    /// The last address that was looked at; none when all were.
+    /// The last address that was examined; `None` when the deletion is complete.
     after: Option<String>,
 }
 
 impl Deletion {
-    /// Deletes the next batch, and says how many entries it had; none when there is nothing left.
+    /// Deletes the next batch and returns the number of deleted entries; `None` when the deletion
+    /// is complete.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] and [`Error::Timeout`]; the batches before are gone all the same.
+    /// [`Error::Unavailable`] and [`Error::Timeout`]. Earlier batches remain deleted, and the
+    /// deletion cannot be continued.
     pub async fn next_batch(&mut self) -> Result<Option<i64>, Error> {
         let Some(after) = self.after.take() else { return Ok(None) };
         let after: Arc<str> = after.into();
@@ -134,19 +141,20 @@ async fn delete_after(
     query.push(" FOR UPDATE), gone AS (DELETE FROM entries WHERE workspace_id + 0 = ").push_bind(workspace.0);
     query.push(" AND ctid = ANY (ARRAY(SELECT ctid FROM doomed)) RETURNING 1) SELECT (SELECT count(*) FROM gone), (SELECT max(address) FROM doomed)");
     let (deleted, last): (i64, Option<String>) = query.build_query_as().fetch_one(&mut *connection).await?;
-    // A deletion that finds nothing leaves its trace, too; the empty batch at the end of another adds nothing to it.
+    // A deletion that finds nothing is logged, too. The empty last batch of another deletion adds
+    // nothing to its row.
     if deleted > 0 || after.is_empty() {
-        trace(connection, ids, &Asked::All(filter), deleted).await?;
+        log(connection, ids, &Selection::All(filter), deleted).await?;
         counts::add(connection, workspace, -deleted).await?;
     }
     Ok((deleted, last))
 }
 
-async fn trace(connection: &mut PgConnection, ids: Ids, asked: &Asked<'_>, deleted: i64) -> Result<(), sqlx::Error> {
+async fn log(connection: &mut PgConnection, ids: Ids, selection: &Selection<'_>, deleted: i64) -> Result<(), sqlx::Error> {
     let nothing = Filter::default();
-    let (mode, named, filter) = match asked {
-        Asked::Named(count) => ("emails", Some(*count as i64), &nothing),
-        Asked::All(filter) => ("all", None, *filter),
+    let (mode, named, filter) = match selection {
+        Selection::Named(count) => ("emails", Some(*count as i64), &nothing),
+        Selection::All(filter) => ("all", None, *filter),
     };
     let kind = filter.kind.map(Kind::name);
     query!(

@@ -1,4 +1,4 @@
-//! The hot table, and the one way in which domain entries become rows.
+//! The table `entries`, and the only conversion of domain entries to its rows.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -18,18 +18,20 @@ use super::{
 use crate::domain::{Error, Sorted, WorkspaceId};
 
 impl Store {
-    /// Stores one batch in one transaction, together with the import's row in the log if it is the first, and says how many entries were
-    /// new. When it returns, they are durable. Rows that exist stay as they are. Waits while too many other imports are at the database, and tries again
-    /// when the connection is lost or the transaction comes into conflict with another.
+    /// Stores one batch in one transaction, and with the first batch the import's row in the log.
+    /// Returns the number of new entries, which are durable then. Existing rows are not changed.
+    /// Waits while too many other imports use the database. Tries again when the connection is lost
+    /// or the transaction conflicts with another.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] and [`Error::Timeout`]: nothing of the batch is stored, or (if only the answer was lost) all of it.
-    /// [`Error::Unavailable`] also when the request id that it answers belongs to another import by now; nothing of the batch is stored then.
+    /// [`Error::Unavailable`] and [`Error::Timeout`]: nothing of the batch is stored, or (if only
+    /// the reply was lost) all of it. [`Error::Unavailable`] also when the idempotency key belongs
+    /// to another import by now; then nothing of the batch is stored.
     pub async fn insert_batch(&self, ids: ImportIds, entries: Sorted, first: Option<FirstBatch>) -> Result<u64, Error> {
         let (entries, first) = (Arc::new(entries), Arc::new(first));
         let mut retry = Retry::begin();
         loop {
-            // What the transaction did, known before it is committed.
+            // The result of the statements, known before the commit.
             let done = Arc::new(Mutex::new(None));
             let (its_entries, its_first, its_done) = (entries.clone(), first.clone(), done.clone());
             let written = self.write(Share::Import(ids.workspace), move |connection| {
@@ -54,7 +56,8 @@ impl Store {
                         None => false,
                     }
                 }
-                // Without a transaction's id nothing was new, and what a repeat writes into the log is the same.
+                // Without a transaction id no entry was new, and another attempt writes the same
+                // row into the log.
                 (Repeat::OutcomeUnknown | Repeat::Safe, _) => true,
             };
             if !may_repeat || !retry.pause().await {
@@ -63,7 +66,8 @@ impl Store {
         }
     }
 
-    /// Whether a transaction whose COMMIT had no answer was committed; none when nobody can say.
+    /// Finds out whether a transaction was committed whose COMMIT had no reply; `None` when that
+    /// cannot be determined.
     async fn was_committed(
         &self,
         workspace: WorkspaceId,
@@ -73,11 +77,12 @@ impl Store {
     ) -> Option<bool> {
         loop {
             let (transaction, its_entries) = (transaction.clone(), entries.clone());
-            let asked = self.read(Share::Import(workspace), move |connection| {
+            let status = self.read(Share::Import(workspace), move |connection| {
                 Box::pin(async move {
                     let status =
                         query_scalar!("SELECT pg_xact_status($1::text::xid8)", transaction).fetch_one(&mut *connection).await?;
-                    // After a fail-over the number may be that of another transaction. That the entries are there is what was promised.
+                    // After a fail-over the id may be that of another transaction, so the entries
+                    // are looked up as well: that they are stored is what was promised.
                     let addresses = its_entries.addresses();
                     let present = match status.as_deref() {
                         Some("committed") => count_present(connection, workspace, &addresses).await?,
@@ -86,17 +91,19 @@ impl Store {
                     Ok((status, present == addresses.len() as i64))
                 })
             });
-            match asked.await {
+            match status.await {
                 Ok((Some(status), is_present)) if status == "committed" => return is_present.then_some(true),
                 Ok((Some(status), _)) if status == "aborted" => return Some(false),
-                // The backend may be at it still, or the database may be away for a moment.
+                // The backend may still be running it, or the database may be unavailable for a
+                // moment.
                 _ if retry.pause().await => {}
                 _ => return None,
             }
         }
     }
 
-    /// Says how many of a batch's entries would be new, and stores nothing. For an import that is a single batch.
+    /// Counts the entries of a batch that would be new, and stores nothing. For a dry run of a
+    /// single batch.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
@@ -111,33 +118,35 @@ impl Store {
         .await
     }
 
-    /// Begins to rehearse an import of several batches.
-    pub fn rehearse(&self, workspace: WorkspaceId) -> Rehearsal {
-        Rehearsal { store: self.clone(), workspace, id: Uuid::now_v7() }
+    /// Begins a dry run of several batches.
+    pub fn begin_dry_run(&self, workspace: WorkspaceId) -> DryRun {
+        DryRun { store: self.clone(), workspace, id: Uuid::now_v7() }
     }
 }
 
-/// A long import that stores nothing: remembers in a table which addresses it has seen, so that repeats far apart are
-/// counted as they would be, in constant memory of this process. Holds nothing of the database between two batches; what it remembers goes
-/// when it is dropped.
+/// A dry run of several batches. It records the addresses that it has seen in a table of its own,
+/// so that duplicates in different batches are counted as the import would count them, in constant
+/// memory of this process. Between two batches it holds no connection. The recorded addresses are
+/// deleted when it is dropped.
 #[derive(Debug)]
-pub struct Rehearsal {
+pub struct DryRun {
     store: Store,
     workspace: WorkspaceId,
     id: Uuid,
 }
 
-/// A dry run older than this is over: its server died before it could forget what it had seen.
-const LONGEST_REHEARSAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// A dry run older than this is over. Its server died before it could delete the recorded
+/// addresses.
+const DRY_RUN_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// When a dry run is forgotten for the second time.
-const FORGET_AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// The delay before the second deletion of a dry run's addresses.
+const SECOND_DELETION_DELAY: Duration = Duration::from_secs(30);
 
-/// Rows that one statement forgets.
-const FORGOTTEN_ENTRIES: i64 = 50_000;
+/// The number of recorded addresses that one statement deletes.
+const DELETION_ENTRIES: i64 = 50_000;
 
-impl Rehearsal {
-    /// Says how many of the next batch's entries would be new.
+impl DryRun {
+    /// Counts the entries of the next batch that would be new.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
@@ -146,7 +155,7 @@ impl Rehearsal {
         let count = self.store.write(Share::Import(workspace), move |connection| {
             Box::pin(async move {
                 let addresses = entries.addresses();
-                // Not NOT EXISTS, which the planner may turn into a join with the whole list.
+                // NOT EXISTS would let the planner join the whole list.
                 let count = query_scalar!(
                     r#"WITH unseen AS (
                            INSERT INTO rehearsed (workspace_id, rehearsal, address)
@@ -167,33 +176,34 @@ impl Rehearsal {
     }
 }
 
-impl Drop for Rehearsal {
+impl Drop for DryRun {
     fn drop(&mut self) {
         let (store, workspace, id) = (self.store.clone(), self.workspace, self.id);
         tokio::spawn(async move {
-            // Twice: a batch whose caller has gone may be at the database still, and the database may be away.
-            for wait in [Duration::ZERO, FORGET_AGAIN_AFTER] {
+            // Twice, because a batch whose caller is gone may still be running, or the database may
+            // be unavailable.
+            for wait in [Duration::ZERO, SECOND_DELETION_DELAY] {
                 tokio::time::sleep(wait).await;
-                if let Err(error) = forget(&store, workspace, id).await {
-                    tracing::debug!(cause = %error, "what a dry run has seen stays for a day");
+                if let Err(error) = delete_recorded(&store, workspace, id).await {
+                    tracing::debug!(cause = %error, "the recorded addresses of a dry run stay for a day");
                 }
             }
         });
     }
 }
 
-/// Forgets what a rehearsal has seen, and what those left behind whose server died.
-async fn forget(store: &Store, workspace: WorkspaceId, id: Uuid) -> Result<(), Error> {
-    let dead_before = OffsetDateTime::now_utc() - LONGEST_REHEARSAL;
+/// Deletes the recorded addresses of a dry run, and of those in the workspace whose server died.
+async fn delete_recorded(store: &Store, workspace: WorkspaceId, id: Uuid) -> Result<(), Error> {
+    let dead_before = OffsetDateTime::now_utc() - DRY_RUN_AGE_MAX;
     let dead_before = Timestamp::from_unix(NoContext, dead_before.unix_timestamp().unsigned_abs(), 0);
     for (first, last) in [(id, id), (Uuid::nil(), Uuid::new_v7(dead_before))] {
-        // From the last one on that was forgotten: the index still has those before, and to look for the rest from its
-        // beginning would take longer each time.
+        // Continues after the last deleted row: the index still contains the deleted rows, and a
+        // search from its beginning would take longer each time.
         let mut after = Some((first, String::new()));
-        while let Some((rehearsal, address)) = after {
-            let forgotten = store.write(Share::Scan(workspace), move |connection| {
+        while let Some((dry_run, address)) = after {
+            let deleted = store.write(Share::Scan(workspace), move |connection| {
                 Box::pin(async move {
-                    let forgotten = query!(
+                    let deletion = query!(
                         "WITH forgotten AS (
                              SELECT ctid, rehearsal, address FROM rehearsed
                              WHERE workspace_id = $1 AND (rehearsal, address) > ($2, $3) AND rehearsal <= $4
@@ -203,24 +213,24 @@ async fn forget(store: &Store, workspace: WorkspaceId, id: Uuid) -> Result<(), E
                          )
                          SELECT rehearsal, address FROM forgotten ORDER BY rehearsal DESC, address DESC LIMIT 1",
                         workspace.0,
-                        rehearsal,
+                        dry_run,
                         address,
                         last,
-                        FORGOTTEN_ENTRIES,
+                        DELETION_ENTRIES,
                     );
-                    Ok(forgotten.fetch_optional(connection).await?.map(|row| (row.rehearsal, row.address)))
+                    Ok(deletion.fetch_optional(connection).await?.map(|row| (row.rehearsal, row.address)))
                 })
             });
-            after = forgotten.await?;
+            after = deleted.await?;
         }
     }
     Ok(())
 }
 
-/// What a transaction inserted.
+/// The result of the statements of an insert.
 struct Inserted {
     imported: u64,
-    /// None if nothing was new.
+    /// The id of the transaction; `None` if no entry was new.
     transaction: Option<String>,
 }
 
@@ -231,9 +241,9 @@ async fn insert(
     first: Option<&FirstBatch>,
 ) -> Result<Inserted, Stop> {
     let (addresses, reasons) = (entries.addresses(), entries.reasons());
-    // The order of the arrays is the order of the inserts; see Batch::into_sorted for what hangs on it.
+    // Rows are inserted in the order of the arrays. Batch::into_sorted explains why that matters.
     let inserted = match entries.unsubscribed_at() {
-        // Most imports know no opt-outs, and need not send an array of nothing.
+        // Most imports have no opt-outs, and do not send an empty array for them.
         None => {
             query!(
                 "INSERT INTO entries (workspace_id, added_by, address, reason)

@@ -1,4 +1,5 @@
-//! The one place where an error of the database becomes one of ours. What the database said stays behind as the source, for the log.
+//! Converts errors of the database to [`Error`]. What the database reported is kept as the source,
+//! for the log only.
 
 use deadpool::managed::PoolError;
 use sqlx::{error::DatabaseError, migrate::MigrateError};
@@ -10,10 +11,11 @@ const AWAY: &str = "The database cannot be reached at the moment. Send the reque
 const SLOW: &str = "The database took too long. Send the request again later.";
 const BUSY: &str = "The service has too much to do at the moment. Send the request again later.";
 
-/// Sorts a driver error by what the caller should do about it.
+/// Classifies a driver error by what the caller should do about it.
 pub(super) fn from_sqlx(error: sqlx::Error) -> Error {
     let verdict = match &error {
-        // All of these leave no connection to work with. A protocol error is what a dying server's last words look like.
+        // All of these leave no usable connection. A server that goes down often shows as a
+        // protocol error.
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::Protocol(_)
@@ -30,22 +32,22 @@ pub(super) fn from_sqlx(error: sqlx::Error) -> Error {
     }
 }
 
-/// The database cannot be reached, for a cause that only the log needs.
+/// The database cannot be reached. The cause is for the log only.
 pub(super) fn away(cause: &'static str) -> Error {
     Error::Unavailable { message: AWAY, source: Some(cause.into()) }
 }
 
-/// The database took too long, for a cause that only the log needs.
+/// The database took too long. The cause is for the log only.
 pub(super) fn slow(cause: &'static str) -> Error {
     Error::Timeout { message: SLOW, source: Some(cause.into()) }
 }
 
-/// No slot was free in time.
+/// No slot became free in time.
 pub(super) fn busy() -> Error {
     Error::Unavailable { message: BUSY, source: None }
 }
 
-/// Sorts an error of the pool.
+/// Classifies an error of the pool.
 pub(super) fn from_pool(error: PoolError<sqlx::Error>) -> Error {
     match error {
         PoolError::Backend(inner) => from_sqlx(inner),
@@ -55,17 +57,19 @@ pub(super) fn from_pool(error: PoolError<sqlx::Error>) -> Error {
     }
 }
 
-/// True when the database itself refused, which shows that it is there and takes connections.
+/// True when the database itself reported the error, which shows that it responds and accepts
+/// connections.
 pub(super) fn is_answer(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(_)) && !is_dead_connection(error)
 }
 
-/// True when the database said that it takes no writes.
+/// True when the database reported that it accepts no writes.
 pub(super) fn is_read_only(stop: &Stop) -> bool {
     matches!(stop, Stop::Database(sqlx::Error::Database(inner)) if inner.code().is_some_and(|code| code == "25006"))
 }
 
-/// True when the connection is gone and another one may be alive: its end was closed, or its last words were that the server went down.
+/// True when the connection is lost and a new one may work: it was closed, or the server reported
+/// that it is shutting down.
 pub(super) fn is_dead_connection(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut => true,
@@ -74,8 +78,8 @@ pub(super) fn is_dead_connection(error: &sqlx::Error) -> bool {
     }
 }
 
-/// True when the database refused the statement and waits for the next one. After any other error nobody knows what
-/// the connection has still to say.
+/// True when the statement failed and the connection is ready for the next one. After any other
+/// error the state of the connection is unknown.
 pub(super) fn leaves_connection_usable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(inner) => !is_dead_connection(error) && inner.code().is_none_or(|code| code != "25006"),
@@ -84,9 +88,10 @@ pub(super) fn leaves_connection_usable(error: &sqlx::Error) -> bool {
     }
 }
 
-/// True when the same transaction may pass on another try: the connection was lost, the database takes no writes any more (another one
-/// may), or the transaction came into conflict with another (serialization failure, dead-lock).
-pub(super) fn is_passing(error: &sqlx::Error) -> bool {
+/// True when the same transaction may succeed on another attempt: the connection was lost, the
+/// database accepts no writes any more (another one may), or the transaction conflicted with
+/// another (serialization failure, deadlock).
+pub(super) fn is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(inner) => {
             is_dead_connection(error) || inner.code().is_some_and(|code| matches!(code.as_ref(), "25006" | "40001" | "40P01"))
@@ -95,7 +100,7 @@ pub(super) fn is_passing(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Sorts an error of the migrator.
+/// Classifies an error of the migrator.
 pub(super) fn from_migrate(error: MigrateError) -> Error {
     match error {
         MigrateError::Execute(inner) => from_sqlx(inner),
@@ -109,15 +114,17 @@ enum Verdict {
     Fault,
 }
 
-/// By SQLSTATE (PostgreSQL's documentation, appendix A).
+/// Classifies an error by its SQLSTATE (PostgreSQL's documentation, appendix A).
 fn of_database(error: &dyn DatabaseError) -> Verdict {
     let code = error.code().unwrap_or_default();
     match code.as_ref() {
-        // Shut down, crashed, starting up; read-only after a fail-over; a conflict that a repeat gets past.
+        // Shut down, crashed, starting up; read-only after a fail-over; a conflict that another
+        // attempt may resolve.
         "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "40001" | "40P01" => Verdict::Away,
-        // Cancelled by statement_timeout, or lock_timeout.
+        // Cancelled by statement_timeout or lock_timeout.
         "57014" | "55P03" => Verdict::Slow,
-        // Connection exception, wrong credentials, no such database, out of disk, memory or connections, I/O error.
+        // Connection exception, wrong credentials, no such database, out of disk, memory or
+        // connections, I/O error.
         code if ["08", "28", "3D", "53", "58"].iter().any(|class| code.starts_with(class)) => Verdict::Away,
         _ => Verdict::Fault,
     }

@@ -1,5 +1,6 @@
-//! The import log: one row an import, written with its first batch and completed at its end. And the request ids, by which a repeat of an
-//! import is answered from that log.
+//! The import log and the idempotency keys. The log has one row for each import, which is written
+//! with its first batch and completed at its end. A repeat of an import under the same idempotency
+//! key is answered from that row.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,19 +14,19 @@ use super::{
 };
 use crate::domain::{Error, Fingerprint, KeyId, Tally, WorkspaceId};
 
-/// Names one run of an import in the log.
+/// The id of one run of an import in the log.
 #[derive(Clone, Copy, Debug)]
 pub struct ImportId(Uuid);
 
 impl ImportId {
-    /// A new id; those made later sort later.
+    /// Creates an id. Ids sort by time of creation.
     #[expect(clippy::new_without_default, reason = "each one is different")]
     pub fn new() -> Self {
         Self(Uuid::now_v7())
     }
 }
 
-/// Whose import it is, and which.
+/// The ids of an import, of its workspace and of its key.
 #[derive(Clone, Copy, Debug)]
 pub struct ImportIds {
     /// The workspace that the entries go to.
@@ -36,30 +37,31 @@ pub struct ImportIds {
     pub import: ImportId,
 }
 
-/// What the first batch of an import writes into the log.
+/// What is written into the log with the first batch of an import.
 #[derive(Clone, Debug)]
 pub struct FirstBatch {
-    /// Entries in the batch, repeats included.
+    /// The number of entries in the batch, duplicates included.
     pub received: u64,
-    /// Entries refused before the batch was full.
+    /// The number of entries rejected before the batch was full.
     pub failed: u64,
-    /// With a batch that is the whole import.
+    /// Set when the batch is the whole import.
     pub end: Option<End>,
 }
 
 /// The end of an import that succeeded.
 #[derive(Clone, Debug)]
 pub struct End {
-    /// The request id that this import answers from now on.
+    /// The idempotency key whose repeats are answered with this import's outcome.
     pub answers: Option<Answered>,
 }
 
-/// A request id whose import succeeds, and the part of the answer that the import log does not have.
+/// The idempotency key of an import that succeeds, and the part of its answer that the import log
+/// does not contain.
 #[derive(Clone, Debug)]
 pub struct Answered {
-    /// The caller's name for the import.
-    pub request_id: String,
-    /// The causes of refused entries, encoded as the caller gets them.
+    /// The idempotency key.
+    pub idempotency_key: String,
+    /// The causes of rejected entries, encoded as in the answer.
     pub errors: Vec<u8>,
 }
 
@@ -70,13 +72,13 @@ struct Counts {
     failed: u64,
 }
 
-/// Writes an import's row with its first batch.
+/// Writes the row of an import with its first batch.
 pub(super) async fn begin(connection: &mut PgConnection, ids: ImportIds, first: &FirstBatch, imported: u64) -> Result<(), Stop> {
     let counts = Counts { imported, skipped: first.received.saturating_sub(imported), failed: first.failed };
     write(connection, ids, &counts, first.end.as_ref()).await
 }
 
-/// Writes what is known of an import; `end` is none for one that is not finished.
+/// Writes the counts of an import. `end` is `None` for an import that is not finished.
 async fn write(connection: &mut PgConnection, ids: ImportIds, counts: &Counts, end: Option<&End>) -> Result<(), Stop> {
     query!(
         "INSERT INTO imports (workspace_id, id, key_id, finished_at, imported, skipped, failed)
@@ -100,14 +102,14 @@ async fn write(connection: &mut PgConnection, ids: ImportIds, counts: &Counts, e
     }
 }
 
-/// Marks the request id of an import that succeeds.
+/// Marks the idempotency key of an import that succeeds as answered.
 async fn answer(connection: &mut PgConnection, ids: ImportIds, end: &End) -> Result<(), Stop> {
     let Some(answered) = &end.answers else { return Ok(()) };
     let finished = query!(
         "UPDATE import_requests SET finished_at = now(), errors = $4
          WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
         ids.workspace.0,
-        answered.request_id,
+        answered.idempotency_key,
         ids.import.0,
         answered.errors,
     )
@@ -115,25 +117,26 @@ async fn answer(connection: &mut PgConnection, ids: ImportIds, end: &End) -> Res
     .await?;
     if finished.rows_affected() == 0 {
         return Err(Stop::Refused(Error::Unavailable {
-            message: "Another call with the same request id has taken this import over. Send it again to get its answer.",
+            message: "Another call with the same idempotency key has taken over this import. Send it again to get its answer.",
             source: None,
         }));
     }
     Ok(())
 }
 
-/// What is known of a request id. The fingerprint is that of the import which has it; none if it was not kept.
+/// The state of an idempotency key. The fingerprint is that of the import that holds the key;
+/// `None` if it was not stored.
 #[derive(Debug)]
 pub enum Claim {
-    /// Nobody has used it: the caller runs the import, and renews the lease meanwhile.
+    /// The key is free: the caller runs the import, and renews the lease until it ends.
     Mine,
-    /// Another call runs it now.
+    /// Another call is running the import.
     Busy(Option<Fingerprint>),
-    /// It was run, with this outcome.
+    /// The import has ended, with this outcome.
     Done(Replay, Option<Fingerprint>),
 }
 
-/// The outcome of an import that was run before.
+/// The outcome of an earlier import.
 #[derive(Debug)]
 pub struct Replay {
     /// Newly stored.
@@ -142,16 +145,17 @@ pub struct Replay {
     pub skipped: u64,
     /// Refused.
     pub failed: u64,
-    /// The causes of refused entries, as [`Answered`] had them.
+    /// The causes of rejected entries, as in [`Answered`].
     pub errors: Option<Vec<u8>>,
 }
 
 impl Store {
-    /// How long a claim stands without being renewed.
+    /// How long a claim is valid without being renewed.
     pub const LEASE: Duration = Duration::from_secs(15);
 
-    /// Claims a request id for an import, unless another one has it. A request id is forgotten 24 hours after its import succeeded; one
-    /// whose import died is free again when the lease is over.
+    /// Claims an idempotency key for an import, unless another import holds it. A key expires 24
+    /// hours after its import succeeded. The key of an import that died is free again when its
+    /// lease has run out.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
@@ -159,32 +163,32 @@ impl Store {
         &self,
         workspace: WorkspaceId,
         import: ImportId,
-        request_id: &str,
+        idempotency_key: &str,
         fingerprint: &Fingerprint,
     ) -> Result<Claim, Error> {
-        let asked: Arc<(String, Vec<u8>)> = Arc::new((request_id.to_owned(), fingerprint.to_bytes()));
+        let request: Arc<(String, Vec<u8>)> = Arc::new((idempotency_key.to_owned(), fingerprint.to_bytes()));
         let claim = self.write_again(Share::LookUp(workspace), Retry::begin().idempotent(), || {
-            let asked = asked.clone();
+            let request = request.clone();
             move |connection: &mut PgConnection| -> Working<'_, Claim> {
-                Box::pin(async move { claim(connection, workspace, import, &asked.0, &asked.1).await })
+                Box::pin(async move { claim(connection, workspace, import, &request.0, &request.1).await })
             }
         });
         Ok(claim.await?)
     }
 
-    /// Makes a claim stand for another [`Store::LEASE`].
+    /// Makes a claim valid for another [`Store::LEASE`].
     ///
     /// # Errors
     /// As [`Store::claim_request`].
-    pub async fn renew_claim(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<(), Error> {
-        let request_id = request_id.to_owned();
+    pub async fn renew_claim(&self, workspace: WorkspaceId, import: ImportId, idempotency_key: &str) -> Result<(), Error> {
+        let idempotency_key = idempotency_key.to_owned();
         let renewed = self.write(Share::Service, move |connection| {
             Box::pin(async move {
                 query!(
                     "UPDATE import_requests SET lease_until = now() + make_interval(secs => $4)
                      WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3",
                     workspace.0,
-                    request_id,
+                    idempotency_key,
                     import.0,
                     Self::LEASE.as_secs_f64(),
                 )
@@ -196,20 +200,22 @@ impl Store {
         Ok(renewed.await?)
     }
 
-    /// Gives a claim back after an import that failed, so that the next try need not wait for the lease to end. One that
-    /// succeeded keeps its claim, also when the answer to its commit was lost: the row itself says so, and is waited for.
+    /// Releases a claim after an import that failed, so that the next attempt need not wait for the
+    /// end of the lease. An import that succeeded keeps its claim, even when the reply to its
+    /// COMMIT was lost: the statement deletes no key whose row is finished, and waits for a
+    /// transaction that is finishing it.
     ///
     /// # Errors
     /// As [`Store::claim_request`].
-    pub async fn release_claim(&self, workspace: WorkspaceId, import: ImportId, request_id: &str) -> Result<(), Error> {
-        let request_id = request_id.to_owned();
+    pub async fn release_claim(&self, workspace: WorkspaceId, import: ImportId, idempotency_key: &str) -> Result<(), Error> {
+        let idempotency_key = idempotency_key.to_owned();
         let released = self.write(Share::LookUp(workspace), move |connection| {
             Box::pin(async move {
                 query!(
                     "DELETE FROM import_requests
                      WHERE workspace_id = $1 AND request_id = $2 AND import_id = $3 AND finished_at IS NULL",
                     workspace.0,
-                    request_id,
+                    idempotency_key,
                     import.0,
                 )
                 .execute(connection)
@@ -220,13 +226,13 @@ impl Store {
         Ok(released.await?)
     }
 
-    /// Completes the row of an import of several batches, or of none, after all that are stored. `end` is none for an import that broke; its
-    /// row has no time of an end then.
+    /// Completes the row of an import of several batches, or of none, after all of them are stored.
+    /// `end` is `None` for an import that failed; its row then has no end time.
     ///
     /// # Errors
-    /// As [`Store::insert_batch`]. The entries stay all the same.
+    /// As [`Store::insert_batch`]. The entries stay stored.
     pub async fn end_import(&self, ids: ImportIds, tally: &Tally, end: Option<End>) -> Result<(), Error> {
-        // The caller of an import that broke waits for an error, and should not wait long.
+        // The caller of a failed import is waiting for its error, and must not wait long.
         let retry = if end.is_some() { Retry::begin().idempotent() } else { Retry::never() };
         let counts = Arc::new((Counts { imported: tally.imported, skipped: tally.skipped, failed: tally.failed }, end));
         let ended = self.write_again(Share::Import(ids.workspace), retry, || {
@@ -243,7 +249,7 @@ async fn claim(
     connection: &mut PgConnection,
     workspace: WorkspaceId,
     import: ImportId,
-    request_id: &str,
+    idempotency_key: &str,
     fingerprint: &[u8],
 ) -> Result<Claim, Stop> {
     let claimed = query!(
@@ -255,7 +261,7 @@ async fn claim(
          WHERE CASE WHEN known.finished_at IS NULL THEN known.lease_until < now() OR known.import_id = excluded.import_id
                     ELSE known.finished_at < now() - interval '24 hours' END",
         workspace.0,
-        request_id,
+        idempotency_key,
         import.0,
         Store::LEASE.as_secs_f64(),
         fingerprint,
@@ -278,11 +284,11 @@ async fn claim(
            LEFT JOIN imports ON imports.workspace_id = $1 AND imports.id = import_id AND import_requests.finished_at IS NOT NULL
            WHERE import_requests.workspace_id = $1 AND request_id = $2"#,
         workspace.0,
-        request_id,
+        idempotency_key,
     )
     .fetch_optional(connection)
     .await?;
-    // Given back a moment ago: the next try claims it.
+    // Released a moment ago: the next attempt claims it.
     let Some(known) = known else { return Ok(Claim::Busy(None)) };
     let fingerprint = known.fingerprint.as_deref().and_then(Fingerprint::from_bytes);
     Ok(match (known.imported, known.skipped, known.failed) {

@@ -1,4 +1,4 @@
-//! API keys: made, listed, revoked, and looked up for every call.
+//! API keys: created, listed, revoked, and looked up for each call.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::{Store, session::Stop, shares::Share};
 use crate::domain::{ApiKey, Error, KeyHash, KeyId, KeyOwner, Scope, UserId, WorkspaceId};
 
-/// A key as operators see it: all but the key itself, which nobody has.
+/// A key as operators see it. The key itself is not stored.
 #[derive(Debug)]
 pub struct KeyRow {
     /// Its id.
@@ -17,7 +17,7 @@ pub struct KeyRow {
     pub owner: KeyOwner,
     /// What it may do.
     pub scope: Scope,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
     /// When it stops working.
     pub expires_at: Option<OffsetDateTime>,
@@ -27,26 +27,26 @@ pub struct KeyRow {
     pub name: String,
 }
 
-/// What is known of a call's key: valid now, but not yet held against the workspace it asks for.
+/// A valid key of a call. The caller's right to the requested workspace is not yet checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
     /// The key's id.
     pub key: KeyId,
-    /// The workspace of a workspace key; none for a platform key.
+    /// The workspace of a workspace key; `None` for a platform key.
     pub workspace: Option<WorkspaceId>,
-    /// True when the key's user is a member of the workspace asked for.
+    /// True when the key's user is a member of the requested workspace.
     pub is_member: bool,
     /// What the key may do.
     pub scope: Scope,
 }
 
 impl Store {
-    /// Makes a key, stores its hash, and returns the only copy of the key with its id. Without `expires_in` the key
-    /// works until it is revoked.
+    /// Creates a key, stores its hash, and returns the key with its id. There is no other copy of
+    /// the key. Without `expires_in` the key is valid until it is revoked.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the owner does not exist, [`Error::Internal`] when the operating system has no
-    /// randomness, [`Error::Unavailable`] and [`Error::Timeout`].
+    /// [`Error::NotFound`] when the owner does not exist, [`Error::Internal`] when the operating
+    /// system has no random numbers, [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn issue_key(
         &self,
         owner: KeyOwner,
@@ -121,7 +121,7 @@ impl Store {
         .await
     }
 
-    /// Revokes a key. Revoking twice is the same as once.
+    /// Revokes a key. Revoking a revoked key changes nothing.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such key.
@@ -140,14 +140,15 @@ impl Store {
         Ok(revoked.await?)
     }
 
-    /// The caller that this key stands for, unless the key is unknown, expired or revoked. By the database's clock, so that all servers agree.
+    /// Finds the caller of a key; `None` if the key is unknown, expired or revoked. Expiry is
+    /// decided by the database's clock, so that all servers agree.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
-    pub async fn find_caller(&self, hash: KeyHash, asked_for: Option<WorkspaceId>) -> Result<Option<Caller>, Error> {
+    pub async fn find_caller(&self, hash: KeyHash, workspace: Option<WorkspaceId>) -> Result<Option<Caller>, Error> {
         self.read(Share::Service, move |connection| {
             Box::pin(async move {
-                // clock_timestamp(), which goes on also where now() stands still: in a transaction.
+                // Not now(), which stands still within a transaction.
                 Ok(query!(
                     r#"SELECT id, workspace_id, scope,
                            EXISTS (SELECT FROM memberships WHERE memberships.user_id = api_keys.user_id AND memberships.workspace_id = $2)
@@ -155,7 +156,7 @@ impl Store {
                        FROM api_keys
                        WHERE secret_sha256 = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())"#,
                     hash.as_bytes(),
-                    asked_for.map(|id| id.0),
+                    workspace.map(|id| id.0),
                 )
                 .try_map(|row| {
                     Ok(Caller {

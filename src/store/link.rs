@@ -1,11 +1,11 @@
-//! The way to the database, and whether an answer can still be expected on it.
+//! The state of the link to the database, and whether a reply can still be expected on it.
 //!
-//! A connection whose other end was cut off without a word (a fail-over, a pulled cable, a forgetful
-//! firewall) looks like one with a slow statement. So one task asks the database again and
-//! again, on a connection of its own, what its backends do. If it gets no answer there and none on a new
-//! connection either, the link is down: everything that waits is answered at once, and new calls are
-//! too, until the database answers again. If it does get an answer, work whose backend has been
-//! idle all the while waits for something that was lost, and is given up.
+//! A connection whose peer disappeared silently (a fail-over, a pulled cable, a firewall that
+//! dropped its state) looks like one with a slow statement. So one task polls the database, on a
+//! connection of its own, for the activity of its backends. If it gets no reply there and none on a
+//! new connection either, the link is down: everything that waits fails at once, and so do new
+//! calls, until the database replies again. If it gets a reply, work whose backend has been idle
+//! since the previous poll waits for something that was lost, and is given up.
 
 use std::{
     collections::HashMap,
@@ -30,37 +30,38 @@ use super::{
 };
 use crate::domain::Error;
 
-/// How often the database is asked while it answers.
-const BEAT_INTERVAL: Duration = Duration::from_millis(1_500);
+/// The pause between two polls while the database responds.
+const POLL_INTERVAL: Duration = Duration::from_millis(1_500);
 
-/// How long it may take to answer. Together with the interval and the time for a new connection this stays
-/// below the 10 seconds after which every call has its answer.
-const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time limit of a poll. Together with the interval and the time for a new connection it stays
+/// below the 10 seconds within which every call is answered.
+const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a new connection may take that shows whether the database is there.
+/// The time limit for opening a new connection that shows whether the database is reachable.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(2_500);
 
-/// How often the database is tried while it is away.
+/// The pause between two polls while the link is down.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How often a statement is cancelled until it ends.
+/// The pause between two attempts to cancel a statement.
 const CANCEL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An answer on any connection within this time shows that the database is slow and not silent.
-const HEARD_LATELY: Duration = Duration::from_secs(1);
+/// A reply on any connection within this time shows that the database is slow and not silent.
+const RECENT_REPLY: Duration = Duration::from_secs(1);
 
-/// How long a call waits for a database that is away, so that a restart of it goes by almost unnoticed.
-const DOWN_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a call waits for a link that is down, so that a short restart of the database is hardly
+/// noticed.
+const DOWN_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How long it may take to tell a backend to stop.
+/// The time limit for signalling a backend.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Backends that are told to stop once the link is up again. Those beyond this end by themselves, when the
-/// database finds their connections dead.
-const OWED_MAX: usize = 1_000;
+/// The largest number of signals kept until the link is up again. Further backends end by
+/// themselves when the database finds their connections dead.
+const PENDING_SIGNALS_MAX: usize = 1_000;
 
-/// Waits for `work`, but no longer than `limit`. Time in which this process itself did not get to run does not count: what came meanwhile
-/// has not been read yet, and says nothing about the other end.
+/// Waits for `work` for at most `limit`. Time in which this process did not run does not count:
+/// data that arrived meanwhile is not read yet, so its absence says nothing about the peer.
 pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     const STEP: Duration = Duration::from_millis(50);
     let patience = async {
@@ -75,108 +76,112 @@ pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) ->
     }
 }
 
-/// The other end of a connection. Process ids come again, and another server has its own; the start tells
-/// them apart.
+/// PostgreSQL's process behind a connection. Process ids are reused, also by another server; the
+/// start time distinguishes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Backend {
     pub(super) pid: i32,
     pub(super) started_at: time::OffsetDateTime,
 }
 
-/// What the last look at the database showed.
+/// The result of the last poll.
 #[derive(Clone, Debug)]
-enum Seen {
-    /// It answers, and had these backends then; none when it would not say.
-    Up { asked_at: Instant, backends: Option<Arc<HashMap<Backend, Activity>>> },
-    /// It does not answer, or takes no writes.
+enum State {
+    /// The database responds. `backends` is their activity at that time; `None` when the database
+    /// did not report it.
+    Up { polled_at: Instant, backends: Option<Arc<HashMap<Backend, Activity>>> },
+    /// The database does not respond, or accepts no writes.
     Down,
 }
 
-/// What a backend did when it was looked at.
+/// The activity of a backend when it was polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Activity {
-    /// False when it waited for its client.
+    /// False when it was waiting for its client.
     is_busy: bool,
-    /// When that began.
+    /// When this state began.
     since: Option<time::OffsetDateTime>,
 }
 
-/// What is asked of the task.
+/// A request to the polling task: run `statement` for `backend`.
 struct Signal {
     statement: &'static str,
     backend: Backend,
     done: oneshot::Sender<()>,
 }
 
-/// The state of the link, as everybody who waits for the database sees it.
+/// The state of the link, shared by everything that waits for the database.
 #[derive(Debug)]
 pub(super) struct Link {
-    seen: watch::Sender<Seen>,
-    /// Connections of an older generation than this are not used again.
+    state: watch::Sender<State>,
+    /// Connections of an older generation are not reused.
     generation: AtomicU64,
     signals: mpsc::Sender<Signal>,
-    /// When the database answered last.
-    heard_at: Mutex<Instant>,
+    /// When the database last replied.
+    replied_at: Mutex<Instant>,
 }
 
 /// How watched work ended.
 pub(super) enum Watched<O> {
-    /// By itself, or because it was cancelled after its caller had gone.
+    /// The work ended by itself, or because it was cancelled after its caller was gone.
     Ended { outcome: O, is_cancelled: bool },
-    /// No answer can be expected any more.
+    /// No reply can be expected any more.
     GivenUp(Error),
 }
 
 impl Link {
-    /// Begins to watch the database that `connect` leads to, until the handle is dropped.
+    /// Starts the task that polls the database of `connect`. It runs until the handle is dropped.
     pub(super) fn start(connect: PgConnectOptions) -> (Arc<Self>, AbortOnDropHandle<()>) {
         let (signals, received) = mpsc::channel(64);
-        let seen = watch::Sender::new(Seen::Up { asked_at: Instant::now(), backends: None });
-        let link = Arc::new(Self { seen, generation: AtomicU64::new(0), signals, heard_at: Mutex::new(Instant::now()) });
-        let task = tokio::spawn(keep_asking(link.clone(), connect, received));
+        let state = watch::Sender::new(State::Up { polled_at: Instant::now(), backends: None });
+        let link = Arc::new(Self { state, generation: AtomicU64::new(0), signals, replied_at: Mutex::new(Instant::now()) });
+        let task = tokio::spawn(keep_polling(link.clone(), connect, received));
         (link, AbortOnDropHandle::new(task))
     }
 
-    /// The generation that a connection which is opened now belongs to.
+    /// The generation of a connection that is opened now.
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Lets no connection of this generation be used again.
-    pub(super) fn distrust(&self, generation: u64) {
-        // Whoever comes late with the same news must not throw away the connections that were opened since.
+    /// Prevents all connections of this generation from being reused.
+    pub(super) fn retire(&self, generation: u64) {
+        // A late report of the same failure must not discard the connections that were opened
+        // since.
         let _ = self.generation.compare_exchange(generation, generation + 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Notes that the database has answered just now.
-    pub(super) fn heard(&self) {
-        *self.heard_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    /// Records that the database replied just now.
+    pub(super) fn record_reply(&self) {
+        *self.replied_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    fn has_heard_lately(&self) -> bool {
-        self.heard_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < HEARD_LATELY
+    fn has_recent_reply(&self) -> bool {
+        self.replied_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < RECENT_REPLY
     }
 
-    /// False while the database does not answer or takes no writes.
+    /// False while the database does not respond or accepts no writes.
     pub(super) fn is_up(&self) -> bool {
-        matches!(*self.seen.borrow(), Seen::Up { .. })
+        matches!(*self.state.borrow(), State::Up { .. })
     }
 
-    /// Waits for `ready`, but not while the link is down. One that is down already may be up again in a moment.
-    pub(super) async fn or_down<T>(&self, ready: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let mut seen = self.seen.subscribe();
-        if within(DOWN_PATIENCE, seen.wait_for(|seen| matches!(seen, Seen::Up { .. }))).await.is_none() {
+    /// Waits for `ready`, and fails when the link is down. A link that is down at first has a
+    /// moment to come up.
+    pub(super) async fn unless_down<T>(&self, ready: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let mut state = self.state.subscribe();
+        if within(DOWN_WAIT_MAX, state.wait_for(|state| matches!(state, State::Up { .. }))).await.is_none() {
             return Err(away("the link is down"));
         }
         tokio::select! {
             biased;
-            _ = seen.wait_for(|seen| matches!(seen, Seen::Down)) => Err(away("the link is down")),
+            _ = state.wait_for(|state| matches!(state, State::Down)) => Err(away("the link is down")),
             ready = ready => ready,
         }
     }
 
-    /// Runs `work` on this backend until it ends, or until no answer can be expected: the link is down, the
-    /// backend has nothing to do, or `limit` is over. Once `gone` is ready, the work is cancelled in the database.
+    /// Runs `work` on this backend until it ends, or until no reply can be expected: the link is
+    /// down, the backend stays idle, or `limit` has passed. Once `gone` completes, the work is
+    /// cancelled in the database.
     pub(super) async fn watch<O>(
         &self,
         backend: Backend,
@@ -185,8 +190,8 @@ impl Link {
         gone: impl Future<Output = ()>,
     ) -> Watched<O> {
         let started = Instant::now();
-        let mut seen = self.seen.subscribe();
-        // What the last look showed, if it showed that nothing is done for us.
+        let mut state = self.state.subscribe();
+        // The activity at the last poll, if the backend was idle.
         let mut idle_before = None;
         let mut cancel_at = None;
         tokio::pin!(work, gone);
@@ -194,68 +199,70 @@ impl Link {
             tokio::select! {
                 biased;
                 outcome = &mut work => return Watched::Ended { outcome, is_cancelled: cancel_at.is_some() },
-                changed = seen.changed() => {
-                    let last = seen.borrow_and_update().clone();
+                changed = state.changed() => {
+                    let last = state.borrow_and_update().clone();
                     match last {
-                        _ if changed.is_err() => return Watched::GivenUp(away("nobody watches the link")),
-                        Seen::Down => return Watched::GivenUp(away("the link is down")),
-                        Seen::Up { asked_at, backends: Some(backends) } if asked_at > started => {
+                        _ if changed.is_err() => return Watched::GivenUp(away("the link is not watched")),
+                        State::Down => return Watched::GivenUp(away("the link is down")),
+                        State::Up { polled_at, backends: Some(backends) } if polled_at > started => {
                             let activity = backends.get(&backend).copied();
                             let is_idle = activity.is_none_or(|activity| !activity.is_busy);
-                            // Between two statements a backend is idle for a moment. One that has been so since the last look
-                            // waits for a statement that it will never get, or its answer was lost.
+                            // A backend is idle for a moment between two statements. One that has
+                            // been idle since the previous poll waits for a statement that was
+                            // lost, or its reply was lost.
                             if is_idle && idle_before == Some(activity) {
                                 return Watched::GivenUp(away("an answer was lost"));
                             }
                             idle_before = is_idle.then_some(activity);
                         }
-                        Seen::Up { .. } => idle_before = None,
+                        State::Up { .. } => idle_before = None,
                     }
                 }
                 () = sleep_until(started + limit) => return Watched::GivenUp(slow("no answer in time")),
                 () = &mut gone, if cancel_at.is_none() => cancel_at = Some(Instant::now()),
                 () = sleep_until(cancel_at.unwrap_or(started)), if cancel_at.is_some() => {
                     self.signal("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2", backend).await;
-                    // One that came between two statements has stopped nothing.
+                    // A signal that arrives between two statements cancels nothing.
                     cancel_at = Some(Instant::now() + CANCEL_INTERVAL);
                 }
             }
         }
     }
 
-    /// Ends a backend whose connection was given up, so that it holds no locks, and returns when it was told.
+    /// Terminates a backend whose connection was given up, so that it holds no locks. Returns when
+    /// the signal was sent, or after [`SIGNAL_TIMEOUT`].
     pub(super) async fn terminate(&self, backend: Backend) {
         self.signal("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2", backend).await;
     }
 
     async fn signal(&self, statement: &'static str, backend: Backend) {
-        let (done, told) = oneshot::channel();
+        let (done, sent) = oneshot::channel();
         let signal = Signal { statement, backend, done };
-        let telling = async {
+        let sending = async {
             if self.signals.send(signal).await.is_ok() {
-                let _ = told.await;
+                let _ = sent.await;
             }
         };
-        let _ = timeout(SIGNAL_TIMEOUT, telling).await;
+        let _ = timeout(SIGNAL_TIMEOUT, sending).await;
     }
 }
 
-async fn keep_asking(link: Arc<Link>, connect: PgConnectOptions, mut signals: mpsc::Receiver<Signal>) {
+async fn keep_polling(link: Arc<Link>, connect: PgConnectOptions, mut signals: mpsc::Receiver<Signal>) {
     let mut connection = None;
     let mut was_lost = false;
-    // Signals that could not be sent while the link was down.
-    let mut owed = Vec::new();
-    let mut next_beat = Instant::now() + BEAT_INTERVAL;
+    // Signals that were requested while the link was down.
+    let mut pending = Vec::new();
+    let mut next_poll = Instant::now() + POLL_INTERVAL;
     loop {
         tokio::select! {
             biased;
-            () = sleep_until(next_beat) => {}
+            () = sleep_until(next_poll) => {}
             signal = signals.recv() => {
                 let Some(signal) = signal else { return };
                 if link.is_up() {
                     was_lost |= !send(&mut connection, &connect, signal.statement, signal.backend).await;
-                } else if owed.len() < OWED_MAX {
-                    owed.push((signal.statement, signal.backend));
+                } else if pending.len() < PENDING_SIGNALS_MAX {
+                    pending.push((signal.statement, signal.backend));
                 }
                 let _ = signal.done.send(());
                 continue;
@@ -263,86 +270,86 @@ async fn keep_asking(link: Arc<Link>, connect: PgConnectOptions, mut signals: mp
         }
         let (generation, began) = (link.generation(), Instant::now());
         let is_old = connection.is_some();
-        let mut asked = ask(&mut connection, &connect).await;
-        if asked.is_err() && is_old {
-            // Perhaps this connection alone was lost; a new one tells.
-            asked = ask(&mut connection, &connect).await;
+        let mut polled = poll(&mut connection, &connect).await;
+        if polled.is_err() && is_old {
+            // Perhaps only this connection was lost; a new one shows.
+            polled = poll(&mut connection, &connect).await;
             was_lost = true;
         }
-        if matches!(asked, Err(sqlx::Error::PoolTimedOut)) && link.has_heard_lately() {
-            // Slow, but not silent: it has answered others meanwhile.
-            asked = Ok(Seen::Up { asked_at: began, backends: None });
+        if matches!(polled, Err(sqlx::Error::PoolTimedOut)) && link.has_recent_reply() {
+            // Slow but not silent: other connections had replies meanwhile.
+            polled = Ok(State::Up { polled_at: began, backends: None });
             was_lost = false;
         }
         if std::mem::take(&mut was_lost) {
-            // Those of the same age are most likely lost, too.
-            link.distrust(generation);
+            // Connections of the same generation are most likely lost, too.
+            link.retire(generation);
         }
-        let pause = match asked {
-            Ok(seen) => {
+        let pause = match polled {
+            Ok(state) => {
                 if !link.is_up() {
                     tracing::info!("the database answers again");
                 }
-                link.seen.send_replace(seen);
-                while let Some((statement, backend)) = owed.pop() {
+                link.state.send_replace(state);
+                while let Some((statement, backend)) = pending.pop() {
                     if !send(&mut connection, &connect, statement, backend).await {
                         was_lost = true;
                         break;
                     }
                 }
-                if was_lost { Duration::ZERO } else { BEAT_INTERVAL }
+                if was_lost { Duration::ZERO } else { POLL_INTERVAL }
             }
             Err(error) => {
                 if link.is_up() {
                     tracing::warn!(cause = %error, "the database does not answer");
                 }
-                link.distrust(link.generation());
-                link.seen.send_replace(Seen::Down);
+                link.retire(link.generation());
+                link.state.send_replace(State::Down);
                 RETRY_INTERVAL
             }
         };
-        next_beat = Instant::now() + pause;
+        next_poll = Instant::now() + pause;
     }
 }
 
-/// Looks at the database once.
+/// Polls the database once.
 ///
 /// # Errors
-/// When there is no answer, or no writes are taken. A database that answers with a refusal (no connection left,
-/// say) is there all the same.
-async fn ask(connection: &mut Option<PgConnection>, connect: &PgConnectOptions) -> Result<Seen, sqlx::Error> {
-    let asked_at = Instant::now();
-    // Taken out, so that one which does not answer is closed.
-    let mut asked = match connection.take() {
-        Some(asked) => asked,
+/// When there is no reply, or the database accepts no writes. A database that replies with an error
+/// (such as too many connections) counts as up.
+async fn poll(connection: &mut Option<PgConnection>, connect: &PgConnectOptions) -> Result<State, sqlx::Error> {
+    let polled_at = Instant::now();
+    // Taken out, so that a connection without a reply is closed.
+    let mut current = match connection.take() {
+        Some(current) => current,
         None => match within(OPEN_TIMEOUT, open(connect)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok((opened, _)) => opened,
-            Err(refusal) if error::is_answer(&refusal) => return Ok(Seen::Up { asked_at, backends: None }),
+            Err(refusal) if error::is_answer(&refusal) => return Ok(State::Up { polled_at, backends: None }),
             Err(error) => return Err(error),
         },
     };
-    let question = sqlx::query_as::<_, (bool, i32, time::OffsetDateTime, bool, Option<time::OffsetDateTime>)>(
+    let statement = sqlx::query_as::<_, (bool, i32, time::OffsetDateTime, bool, Option<time::OffsetDateTime>)>(
         "SELECT current_setting('transaction_read_only')::bool,
              pid, backend_start, COALESCE(state, 'active') NOT LIKE 'idle%', state_change
          FROM pg_stat_activity WHERE usename = current_user",
     );
-    let rows = within(BEAT_TIMEOUT, question.fetch_all(&mut asked)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+    let rows = within(POLL_TIMEOUT, statement.fetch_all(&mut current)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
     let rows = match rows {
         Ok(rows) => rows,
-        Err(refusal) if error::is_answer(&refusal) => return Ok(Seen::Up { asked_at, backends: None }),
+        Err(refusal) if error::is_answer(&refusal) => return Ok(State::Up { polled_at, backends: None }),
         Err(error) => return Err(error),
     };
-    // The asking backend itself is always among them.
+    // The backend of this connection is always among the rows.
     if rows.iter().any(|(is_read_only, ..)| *is_read_only) {
         return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
     }
-    *connection = Some(asked);
+    *connection = Some(current);
     let backends =
         rows.into_iter().map(|(_, pid, started_at, is_busy, since)| (Backend { pid, started_at }, Activity { is_busy, since }));
-    Ok(Seen::Up { asked_at, backends: Some(Arc::new(backends.collect())) })
+    Ok(State::Up { polled_at, backends: Some(Arc::new(backends.collect())) })
 }
 
-/// Sends a signal to a backend; false when the connection did not answer.
+/// Sends a signal to a backend; false when the database did not reply.
 async fn send(
     connection: &mut Option<PgConnection>,
     connect: &PgConnectOptions,
@@ -358,5 +365,5 @@ async fn send(
         *connection = Some(sender);
         Ok::<_, sqlx::Error>(())
     };
-    matches!(within(BEAT_TIMEOUT, sending).await, Some(Ok(())))
+    matches!(within(POLL_TIMEOUT, sending).await, Some(Ok(())))
 }

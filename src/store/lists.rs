@@ -1,4 +1,5 @@
-//! Reading the list: questions before a send, pages, counts. All of it by the table's own key.
+//! Reads the list: checks, pages, counts. All statements use the primary key of the table, unless
+//! [`Mode::Scan`] says otherwise.
 
 use std::{ops::Range, sync::Arc};
 
@@ -8,52 +9,54 @@ use time::OffsetDateTime;
 use super::{Store, session::Mode, shares::Share};
 use crate::domain::{Address, Error, Filter, KeyId, Kind, WorkspaceId};
 
-/// An entry as it is kept.
+/// A stored entry.
 #[derive(Clone, Debug, FromRow)]
 pub struct EntryRow {
-    /// The canonical form; its kind shows by the `@`.
+    /// The address in canonical form. Only an e-mail address has an `@`.
     pub address: String,
-    /// Why it is on the list.
+    /// The reason.
     pub reason: String,
     /// When it was stored.
     pub created_at: OffsetDateTime,
     /// The key that stored it.
     #[sqlx(try_from = "i64")]
     pub added_by: KeyId,
-    /// When the person opted out, where another system knew it.
+    /// The time at which the person opted out, if another system recorded it.
     pub unsubscribed_at: Option<OffsetDateTime>,
 }
 
-/// What is on a list, in numbers.
+/// The counts of a list.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// All entries.
+    /// The number of entries.
     pub total: i64,
-    /// All pairs of a kind and a reason, those that are not in `counts` included.
+    /// The number of pairs of a kind and a reason, including those that are not in `counts`.
     pub reasons: i64,
-    /// The largest of them.
+    /// The pairs with the most entries, the largest first.
     pub counts: Vec<ReasonCount>,
 }
 
-/// How many entries of a kind have a reason.
+/// The number of entries of a kind that have a reason.
 #[derive(Clone, Debug)]
 pub struct ReasonCount {
     /// The kind.
     pub kind: Kind,
     /// The reason.
     pub reason: String,
-    /// How many.
+    /// The number of entries.
     pub count: i64,
 }
 
-/// A list with so few entries is short. Of a longer one the walk along the key finds a page within a small part of the workspace.
+/// A selection of up to this many entries counts as short. For a longer one, a scan along the key
+/// finds a page within a small part of the workspace.
 const SHORT_LIST_ENTRIES: i64 = 1_000;
 
 impl Store {
-    /// The entries that cover any of the addresses in this part of `addresses`, in one statement.
+    /// Finds the entries that cover any of the addresses in this range of `addresses`, in one
+    /// statement.
     ///
-    /// The LIMIT keeps the planner from joining the list as a whole: what is left is one look by key for each address. The other statements that
-    /// name addresses have the same shape.
+    /// The LIMIT keeps the planner from joining the whole list, which leaves one lookup by key for
+    /// each address. The other statements that name addresses have the same shape.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
@@ -66,7 +69,7 @@ impl Store {
         self.read(Share::LookUp(workspace), move |connection| {
             Box::pin(async move {
                 let mut wanted: Vec<&str> = addresses[part].iter().flat_map(Address::covers).collect();
-                // Sorted keys are found faster.
+                // Lookups in key order are faster.
                 wanted.sort_unstable();
                 wanted.dedup();
                 Ok(query_as!(
@@ -86,11 +89,14 @@ impl Store {
         .await
     }
 
-    /// At most `count` entries that come after an address, in the order of the key. `total` is how many the filter selects; none for a page of an
-    /// export, which does not ask.
+    /// Reads at most `count` matching entries after the address `after`, in the order of the key.
+    /// `total` is the number of entries that the filter selects; `None` for a page of an export,
+    /// which does not count them.
     ///
-    /// A filtered page walks along the key, so that all pages of a list together pass over it once. Only a short list is left to the planner,
-    /// which may find its few entries by the time they were stored; to find many in that way for every page would take many times as long as the walk.
+    /// A filtered page is a scan along the key, so that all pages of a list together read it once.
+    /// Only for a short selection does the planner choose: it may find the few entries by their
+    /// creation time. To find many entries in that way for every page would take many times as long
+    /// as the scan.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
@@ -113,7 +119,7 @@ impl Store {
             Box::pin(async move {
                 let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
                 push_filter(&mut query, workspace, &filter);
-                // The number stands in the text, where the planner sees that it is small.
+                // The limit is part of the text, so that the planner sees that it is small.
                 query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(count);
                 Ok(query.build_query_as().fetch_all(connection).await?)
             })
@@ -121,7 +127,8 @@ impl Store {
         Ok(running.await?)
     }
 
-    /// How many entries a filter selects. One that selects everything costs nothing, others look at what they select from.
+    /// Counts the entries that a filter selects. The empty filter costs nothing; any other reads
+    /// the entries it selects from.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
@@ -154,7 +161,8 @@ impl Store {
         .await
     }
 
-    /// Counts by kind and reason, the largest first, and how many more reasons there are.
+    /// Counts the entries by kind and reason: the `reasons_max` largest counts, and the number of
+    /// all of them.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
@@ -180,7 +188,7 @@ impl Store {
         .await
     }
 
-    /// The bytes that the key of page tokens is made from; the same on every server.
+    /// The secret from which the key of page tokens is derived. It is the same on every server.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
@@ -214,11 +222,12 @@ pub(super) async fn count_present(
     .await
 }
 
-/// What a filter says, as a WHERE clause. Each combination of parts is a statement of its own, so the planner sees which index fits.
+/// Appends a filter as a WHERE clause. Each combination of conditions is a statement of its own, so
+/// that the planner sees which index fits.
 pub(super) fn push_filter(query: &mut QueryBuilder<Postgres>, workspace: WorkspaceId, filter: &Filter) {
     query.push(" WHERE workspace_id = ").push_bind(workspace.0);
     match filter.kind {
-        // Word for word the condition of the index of domains.
+        // Exactly the condition of the partial index on domains.
         Some(Kind::Domain) => query.push(" AND strpos(address, '@') = 0"),
         Some(Kind::Email) => query.push(" AND strpos(address, '@') > 0"),
         None => query,
@@ -227,7 +236,8 @@ pub(super) fn push_filter(query: &mut QueryBuilder<Postgres>, workspace: Workspa
         query.push(" AND reason = ").push_bind(reason.clone());
     }
     if let Some(search) = &filter.search {
-        // No pattern, so nothing in the text has a meaning of its own; addresses are lower case as the text is.
+        // Not a pattern, so no character of the text is special. Both the text and the addresses
+        // are in lower case.
         query.push(" AND strpos(address, ").push_bind(search.clone()).push(") > 0");
     }
     if let Some(from) = filter.created_from {

@@ -1,4 +1,4 @@
-//! The logs of imports and deletions, for operators: who, when, what, how many.
+//! The logs of imports and deletions, for operators.
 
 use sqlx::query;
 use time::OffsetDateTime;
@@ -7,18 +7,19 @@ use uuid::Uuid;
 use super::{Store, shares::Share};
 use crate::domain::{Error, Filter, KeyId, Kind, WorkspaceId};
 
-/// An import as it was logged.
+/// A row of the import log.
 #[derive(Debug)]
 pub struct ImportRow {
     /// Its id.
     pub id: Uuid,
-    /// Where it stored.
+    /// The workspace that the entries went to.
     pub workspace: WorkspaceId,
-    /// Who imported. 0 when nobody knows any more.
+    /// The key that stored them; 0 when it is not known any more.
     pub key: KeyId,
     /// When the first batch was stored.
     pub started_at: OffsetDateTime,
-    /// When it ended; none for one that runs, or that was broken off. The counts are then those known last.
+    /// When it ended; `None` for an import that is running or that failed. The counts are then the
+    /// last known ones.
     pub finished_at: Option<OffsetDateTime>,
     /// Newly stored.
     pub imported: i64,
@@ -28,27 +29,27 @@ pub struct ImportRow {
     pub failed: i64,
 }
 
-/// A deletion as it was logged.
+/// A row of the deletion log.
 #[derive(Debug)]
 pub struct DeletionRow {
     /// Its id.
     pub id: Uuid,
-    /// Where it deleted.
+    /// The workspace whose entries were deleted.
     pub workspace: WorkspaceId,
-    /// Who deleted.
+    /// The key that deleted them.
     pub key: KeyId,
-    /// When.
+    /// When it began.
     pub started_at: OffsetDateTime,
-    /// How many entries.
+    /// The number of deleted entries.
     pub deleted: i64,
-    /// What was asked for.
-    pub asked: Asked,
+    /// The entries that the call selected.
+    pub selection: Selection,
 }
 
-/// What a deletion was asked to delete.
+/// The entries that a deletion selected.
 #[derive(Debug)]
-pub enum Asked {
-    /// This many addresses by name.
+pub enum Selection {
+    /// This many named addresses.
     Named(i64),
     /// Everything that the filter selects.
     All(Filter),
@@ -62,7 +63,7 @@ impl Store {
     pub async fn list_imports(&self, workspace: Option<WorkspaceId>, count: u32) -> Result<Vec<ImportRow>, Error> {
         self.read(Share::Service, move |connection| {
             Box::pin(async move {
-                // The ids are UUIDs of version 7: their order is that of the imports.
+                // The ids are UUIDs of version 7, so they sort by time.
                 Ok(query!(
                     "SELECT workspace_id, id, key_id, started_at, finished_at, imported, skipped, failed FROM imports
                      WHERE workspace_id = $1 OR $1 IS NULL ORDER BY id DESC LIMIT $2",
@@ -106,9 +107,9 @@ impl Store {
                     key: KeyId(row.key_id),
                     started_at: row.started_at,
                     deleted: row.deleted,
-                    asked: match row.named {
-                        Some(count) => Asked::Named(count),
-                        None => Asked::All(Filter {
+                    selection: match row.named {
+                        Some(count) => Selection::Named(count),
+                        None => Selection::All(Filter {
                             kind: row.filter_type.as_deref().and_then(Kind::of_name),
                             reason: row.filter_reason,
                             search: row.filter_search,

@@ -1,9 +1,11 @@
-//! Where entries, tenants and keys are kept: PostgreSQL, and nothing else says so. SQL lives here alone.
+//! The storage of entries, tenants and keys in PostgreSQL. No other module contains SQL.
 //!
-//! Every statement on the hot table names exactly one workspace. One that names addresses is a look by key for each of them,
-//! and a page is a walk along the key, whatever the planner believes of a table that was filled a moment ago: the shape of
-//! the statement and the settings of the session (`PLANNER`) leave it no other way. Queries are checked against the migrations when the crate is
-//! compiled; the results of that check are kept in `.sqlx`, so that a build needs no database.
+//! Every statement on the table `entries` names exactly one workspace. A statement that names
+//! addresses is one lookup by key for each of them, and a page is a scan along the key. The shape
+//! of the statements and the settings of the session (`PLANNER`) leave the planner no other plan,
+//! whatever its statistics say about a table that has just been filled. Queries are checked against
+//! the migrations at compile time. The results of that check are in `.sqlx`, so a build needs no
+//! database.
 
 mod counts;
 mod deletions;
@@ -37,23 +39,25 @@ use self::{
 };
 
 pub use deletions::Deletion;
-pub use entries::Rehearsal;
+pub use entries::DryRun;
 pub use imports::{Answered, Claim, End, FirstBatch, ImportId, ImportIds, Replay};
 pub use keys::{Caller, KeyRow};
 pub use lists::{EntryRow, ReasonCount, Summary};
-pub use logs::{Asked, DeletionRow, ImportRow};
+pub use logs::{DeletionRow, ImportRow, Selection};
 pub use tenants::{UserRow, WorkspaceRow};
 
 use crate::domain::Error;
 
-/// What the planner may do in a session of ours. Statistics are late: a workspace that was just imported looks like one row,
-/// and a table that was just filled looks empty, so a scan or a sort of all of it looks cheap.
+/// Settings of the planner for each session. Statistics lag behind: a workspace that was just
+/// imported seems to have one row, and a table that was just filled seems empty, so a scan or a
+/// sort of the whole table seems cheap.
 const PLANNER: [(&str, &str); 4] = [
     ("enable_seqscan", "off"),
     ("enable_sort", "off"),
-    // There is one way to run these statements, so nothing is gained by planning them for every call.
+    // Each of these statements has one sensible plan, so planning it for each call gains nothing.
     ("plan_cache_mode", "force_generic_plan"),
-    // A way that is off counts as so dear that compiling the statement would seem to pay.
+    // The planner assigns a disabled plan such a high cost that compiling the statement would seem
+    // to pay.
     ("jit", "off"),
 ];
 
@@ -64,35 +68,36 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 pub struct StoreOptions {
     /// A `postgres://` URL.
     pub url: String,
-    /// Connections held at most (4 at least).
+    /// The largest number of connections; at least 4.
     pub connections_max: u32,
-    /// How long a call waits for a connection before the database counts as away.
+    /// How long a call waits for a connection before the database is reported as unavailable.
     pub connect_timeout: Duration,
-    /// How long one statement may take.
+    /// The time limit of one statement.
     pub statement_timeout: Duration,
 }
 
-/// The database. Cheap to clone; all clones share the connections.
+/// A handle to the database. Cheap to clone; all clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: Pool<Sessions>,
     link: Arc<Link>,
     shares: Arc<Shares>,
     connect: PgConnectOptions,
-    /// How long work waits for a connection before the database counts as away.
+    /// How long work waits for a connection before the database is reported as unavailable.
     connect_timeout: Duration,
-    /// How long work may take on its connection.
+    /// The time limit of work on its connection.
     work_timeout: Duration,
     page_token_secret: Arc<OnceCell<Vec<u8>>>,
     _watching: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Store {
-    /// Prepares the connections without opening one, so that a server can start before its database. Must be called on a tokio runtime, where it
-    /// begins to watch the link to the database.
+    /// Prepares the connections without opening one, so that a server can start before its
+    /// database. Must be called on a tokio runtime, where it starts a task that watches the link to
+    /// the database.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the URL is not one.
+    /// [`Error::Invalid`] when the URL is malformed.
     pub fn new(options: &StoreOptions) -> Result<Self, Error> {
         let connect = PgConnectOptions::from_str(&options.url)
             .map_err(|_| {
@@ -102,7 +107,8 @@ impl Store {
         let millis = |duration: Duration| duration.as_millis().to_string();
         let limited = connect.clone().options(PLANNER).options([
             ("statement_timeout", millis(options.statement_timeout)),
-            // For the database's end of a link that went silent: it must not hold locks for a server that is gone.
+            // These release the locks of a server that is gone: the database ends a session whose
+            // link is dead.
             ("idle_in_transaction_session_timeout", "10s".to_owned()),
             ("tcp_keepalives_idle", "5".to_owned()),
             ("tcp_keepalives_interval", "2".to_owned()),
@@ -111,7 +117,7 @@ impl Store {
         ]);
         let connections_max = options.connections_max.max(4) as usize;
         let (link, watching) = Link::start(limited.clone());
-        // One is for the link.
+        // One connection is for the link.
         let pool = session::pool(Sessions { connect: limited, link: link.clone() }, connections_max - 1)?;
         Ok(Self {
             pool,
@@ -125,12 +131,14 @@ impl Store {
         })
     }
 
-    /// Brings the schema up to date. Safe to run from several processes at once.
+    /// Applies the missing migrations. Several processes may do so at once.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when the database is away, [`Error::Internal`] when a migration fails.
+    /// [`Error::Unavailable`] when the database cannot be reached, [`Error::Internal`] when a
+    /// migration fails.
     pub async fn migrate(&self) -> Result<(), Error> {
-        // Connections of their own: a migration of a large table may take longer than a statement of a call.
+        // A separate connection, because a migration of a large table may take longer than the time
+        // limit of a statement.
         let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(self.connect_timeout);
         let pool = pool.connect_with(self.connect.clone()).await.map_err(error::from_sqlx)?;
         MIGRATOR.run(&pool).await.map_err(error::from_migrate)?;
@@ -138,11 +146,12 @@ impl Store {
         Ok(())
     }
 
-    /// The number of migrations that this build has and the database lacks. A database that is ahead of this build counts as up to
-    /// date, so that servers can be replaced one after the other.
+    /// The number of migrations that this build has and the database lacks. A database that is
+    /// newer than this build counts as up to date, so that servers can be replaced one after the
+    /// other.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when the database is away or takes no writes.
+    /// [`Error::Unavailable`] when the database cannot be reached or accepts no writes.
     pub async fn pending_migrations(&self) -> Result<usize, Error> {
         self.read(Share::Service, |connection| {
             Box::pin(async move {
@@ -161,12 +170,13 @@ impl Store {
         .await
     }
 
-    /// False while the database is known not to answer.
+    /// False while the database is known not to respond.
     pub fn is_reachable(&self) -> bool {
         self.link.is_up()
     }
 
-    /// Opens a connection once, so that a database that is not there is reported by its cause and not as a time-out.
+    /// Opens and closes one connection, so that a database which cannot be reached is reported with
+    /// its cause and not as a time-out.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -179,7 +189,8 @@ impl Store {
         opening.await.map_err(|_| error::away("no connection in time"))?.map_err(error::from_sqlx)
     }
 
-    /// Closes the connections that rest, and each other one when its work is done. Takes a second at most, whatever the database does.
+    /// Closes the idle connections now, and the others when their work is done. Takes at most a
+    /// second, even if the database does not respond.
     pub async fn close(&self) {
         session::close(&self.pool).await;
     }

@@ -1,12 +1,14 @@
-//! Connections, and what one may be left as: idle and outside of a transaction, or closed.
+//! Connections and the work on them. After work, a connection is idle and outside of a transaction,
+//! or it is closed.
 //!
-//! A call may be given up at every `await`, and a future that is dropped in the middle of a statement
-//! leaves its connection in a state nobody knows. So work on a connection runs in a task of its own
-//! ([`Store::run`]), which its caller awaits but does not own. The task ends in one of two ways: the
-//! database has answered everything that was sent, or the connection is thrown away. `link` decides
-//! when an answer is not to be expected any more.
+//! A call may be cancelled at every `await`, and a future that is dropped in the middle of a
+//! statement leaves its connection in an unknown state. So work on a connection runs in a task of
+//! its own ([`Store::run`]), which the caller awaits but does not own. The task ends in one of two
+//! ways: the database has replied to everything that was sent, or the connection is closed. `link`
+//! decides when a reply is no longer expected.
 //!
-//! Not sqlx's own pool and `begin`: both leave work to whoever comes next when a future is dropped.
+//! sqlx's own pool and `begin` are not used: when a future is dropped, both leave work to the next
+//! user of the connection.
 
 use std::{
     pin::Pin,
@@ -36,44 +38,45 @@ use super::{
 };
 use crate::domain::{Error, WorkspaceId};
 
-/// A connection that was used this recently is alive. Asking each time would double the cost of a
-/// small statement.
+/// A connection that was used this recently is taken to be alive. A ping each time would double the
+/// cost of a small statement.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// How long a connection that rested may take to show that it is alive.
+/// How long an idle connection may take to reply to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How much longer than a statement a whole piece of work may take. The database ends a statement by
-/// itself; this is for what it does not end, such as a COMMIT that waits for a replica.
+/// How much longer than a statement a piece of work may take. The database ends a statement by
+/// itself; this limit is for what it does not end, such as a COMMIT that waits for a replica.
 const WORK_MARGIN: Duration = Duration::from_secs(5);
 
-/// How long a statement goes on whose caller has gone. Most end by themselves in this time, and to cancel one costs a connection.
+/// How long a statement continues after its caller is gone. Most end by themselves in this time,
+/// and cancelling one costs a connection.
 const CANCEL_AFTER: Duration = Duration::from_millis(200);
 
-/// Begins a transaction in which the planner is free, and plans with the values at hand: takes back what `super::PLANNER`
-/// sets for the session, but for `jit`.
+/// Begins a transaction in which the planner chooses freely and plans with the actual values. It
+/// reverts the settings of `super::PLANNER`, except for `jit`.
 const BEGIN_SCAN: &str = "BEGIN READ ONLY; SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on;
     SET LOCAL plan_cache_mode = force_custom_plan";
 
-/// A connection with what is known of its other end.
+/// A connection and its backend.
 #[derive(Debug)]
 pub(super) struct Session {
     connection: PgConnection,
     backend: Backend,
     generation: u64,
     used_at: Instant,
-    /// False while work runs on it, and for ever if that work did not end in a known state.
+    /// False while work runs on it, and permanently if that work did not end in a known state.
     is_idle: bool,
 }
 
-/// Opens a connection and asks what is at its other end.
+/// Opens a connection and identifies its backend.
 ///
 /// # Errors
-/// Also when the database does not take writes: a copy that lags behind must not answer a check.
+/// Also when the database accepts no writes: a replica that lags behind must not answer a check.
 pub(super) async fn open(options: &PgConnectOptions) -> Result<(PgConnection, Backend), sqlx::Error> {
     let mut connection = PgConnection::connect_with(options).await?;
     sockets::give_up_dead_peers(options.get_port());
-    // An answer promises that the data is durable, whatever the server's own default is.
+    // A reply promises durable data, whatever the server's default is.
     let (pid, started_at, is_read_only, _): (i32, time::OffsetDateTime, bool, Option<String>) = sqlx::query_as(
         "SELECT pid, backend_start, current_setting('transaction_read_only')::bool,
              CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
@@ -88,7 +91,7 @@ pub(super) async fn open(options: &PgConnectOptions) -> Result<(PgConnection, Ba
     Ok((connection, Backend { pid, started_at }))
 }
 
-/// Makes sessions for the pool, and looks at those that come back.
+/// Opens sessions for the pool, and tests those that are reused.
 #[derive(Debug)]
 pub(super) struct Sessions {
     pub(super) connect: PgConnectOptions,
@@ -100,7 +103,8 @@ impl Manager for Sessions {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Session, sqlx::Error> {
-        // Read first: a connection that is opened while the link is found silent may be of the silent kind.
+        // Read before opening: a connection that is opened while the link is found silent may be
+        // silent, too.
         let generation = self.link.generation();
         let (connection, backend) = open(&self.connect).await?;
         Ok(Session { connection, backend, generation, used_at: Instant::now(), is_idle: true })
@@ -124,31 +128,34 @@ impl Manager for Sessions {
             }
             Some(Err(closed)) => Err(RecycleError::Backend(closed)),
             None => {
-                // The others are most likely silent, too, and asking each of them would take as many seconds.
-                self.link.distrust(session.generation);
+                // The others are most likely silent, too, and a ping of each would take as many
+                // seconds.
+                self.link.retire(session.generation);
                 Err(RecycleError::message("silent"))
             }
         }
     }
 }
 
-/// What a piece of work does to the database.
+/// How a piece of work uses the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// One or more statements that change nothing. Cancelled in the database when their caller goes away.
+    /// One or more statements that change nothing. They are cancelled in the database when their
+    /// caller is gone.
     Read,
-    /// Reads that look at a whole list, or at few entries of it that the key does not find. The planner chooses the way by its
-    /// statistics; in a transaction, at whose end the choice ends. Cancelled as [`Mode::Read`].
+    /// Reads of a whole list, or of few entries that the key does not find. The planner chooses the
+    /// plan by its statistics; the settings for that end with the transaction. Cancelled as
+    /// [`Mode::Read`] is.
     Scan,
-    /// One transaction. It is finished whether or not its caller still waits.
+    /// One transaction. It is completed whether or not its caller still waits.
     Write,
 }
 
-/// Why a piece of work stops.
+/// Why a piece of work failed.
 pub(super) enum Stop {
-    /// The database, or the way to it, failed.
+    /// The database or the link failed.
     Database(sqlx::Error),
-    /// The work itself refuses; its transaction is rolled back.
+    /// The work itself reported an error; its transaction is rolled back.
     Refused(Error),
 }
 
@@ -158,18 +165,18 @@ impl From<sqlx::Error> for Stop {
     }
 }
 
-/// Whether a transaction that failed may be sent again.
+/// Whether a failed transaction may be tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeat {
-    /// A repeat would fail in the same way, or must not be tried.
+    /// Another attempt would fail in the same way, or must not be made.
     Pointless,
-    /// Nothing of it is stored, and a repeat may pass.
+    /// Nothing is stored, and another attempt may succeed.
     Safe,
-    /// The answer to its COMMIT was lost: all of it is stored, or nothing.
+    /// The reply to COMMIT was lost: everything is stored, or nothing.
     OutcomeUnknown,
 }
 
-/// The patience of one piece of work that is sent again: longer and longer pauses, and an end.
+/// The limits of repeated attempts: growing pauses, and a time after which there are no more.
 #[derive(Debug)]
 pub(super) struct Retry {
     give_up_at: Instant,
@@ -180,20 +187,20 @@ pub(super) struct Retry {
 impl Retry {
     const FIRST_PAUSE: Duration = Duration::from_millis(50);
     const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-    /// No try begins later than this after the first, so that the caller has an answer in time.
+    /// No attempt begins later than this after the first, so that the caller has an answer in time.
     const LIMIT: Duration = Duration::from_secs(5);
 
-    /// Counts from now.
+    /// Starts the limit now.
     pub(super) fn begin() -> Self {
         Self { give_up_at: Instant::now() + Self::LIMIT, pause: Self::FIRST_PAUSE, is_idempotent: false }
     }
 
-    /// No patience.
+    /// Allows no second attempt.
     pub(super) fn never() -> Self {
         Self { give_up_at: Instant::now(), ..Self::begin() }
     }
 
-    /// For work that may be sent again also when nobody knows whether it was done.
+    /// Allows another attempt also when it is unknown whether the last one was committed.
     pub(super) fn idempotent(self) -> Self {
         Self { is_idempotent: true, ..self }
     }
@@ -206,7 +213,7 @@ impl Retry {
         }
     }
 
-    /// Waits before another try; false when there should be none.
+    /// Waits before another attempt. False when there must not be one.
     pub(super) async fn pause(&mut self) -> bool {
         if Instant::now() + self.pause > self.give_up_at {
             return false;
@@ -217,7 +224,7 @@ impl Retry {
     }
 }
 
-/// A piece of work that failed.
+/// The failure of a piece of work.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) error: Error,
@@ -230,11 +237,11 @@ impl From<Failed> for Error {
     }
 }
 
-/// What a piece of work makes of its connection. Owned by the task that runs it, so it borrows nothing but the
-/// connection.
+/// The future of a piece of work. It is owned by the task that runs it, so it borrows nothing but
+/// the connection.
 pub(super) type Working<'c, T> = BoxFuture<'c, Result<T, Stop>>;
 
-/// A piece of work on its way. It goes on when this is dropped.
+/// A running piece of work. It continues when this is dropped.
 pub(super) struct Running<T>(oneshot::Receiver<Result<T, Failed>>);
 
 impl<T> Future for Running<T> {
@@ -247,7 +254,7 @@ impl<T> Future for Running<T> {
 }
 
 impl Store {
-    /// Reads: `work` gets a connection and runs outside of a transaction.
+    /// Runs `work` outside of a transaction.
     pub(super) fn read<T, W>(&self, share: Share, work: W) -> impl Future<Output = Result<T, Error>> + Send + use<T, W>
     where
         T: Send + 'static,
@@ -257,7 +264,8 @@ impl Store {
         async move { Ok(running.await?) }
     }
 
-    /// Scans: `work` gets a connection whose statements are planned by the statistics ([`Mode::Scan`]).
+    /// Runs `work` in a transaction whose statements are planned by the statistics
+    /// ([`Mode::Scan`]).
     pub(super) fn scan<T, W>(&self, workspace: WorkspaceId, work: W) -> impl Future<Output = Result<T, Error>> + Send + use<T, W>
     where
         T: Send + 'static,
@@ -267,7 +275,7 @@ impl Store {
         async move { Ok(running.await?) }
     }
 
-    /// Writes: `work` runs in a transaction, which is committed if it succeeds.
+    /// Runs `work` in a transaction, which is committed if the work succeeds.
     pub(super) fn write<T, W>(&self, share: Share, work: W) -> Running<T>
     where
         T: Send + 'static,
@@ -276,7 +284,8 @@ impl Store {
         self.run(Mode::Write, share, work)
     }
 
-    /// Writes as [`Store::write`] does, and tries again while `retry` allows it. `make` makes the work of each try.
+    /// As [`Store::write`], with further attempts while `retry` allows them. `make` creates the
+    /// work of each attempt.
     pub(super) async fn write_again<T, W>(&self, share: Share, mut retry: Retry, mut make: impl FnMut() -> W) -> Result<T, Failed>
     where
         T: Send + 'static,
@@ -298,20 +307,20 @@ impl Store {
     {
         let (reply, answer) = oneshot::channel();
         let store = self.clone();
-        tokio::spawn(async move { store.attend(mode, share, work, reply).await }.in_current_span());
+        tokio::spawn(async move { store.run_in_task(mode, share, work, reply).await }.in_current_span());
         Running(answer)
     }
 
-    async fn attend<T, W>(self, mode: Mode, share: Share, work: W, mut reply: oneshot::Sender<Result<T, Failed>>)
+    async fn run_in_task<T, W>(self, mode: Mode, share: Share, work: W, mut reply: oneshot::Sender<Result<T, Failed>>)
     where
         T: Send + 'static,
         W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
     {
-        // Until here nothing has begun, so nothing is lost if the caller has gone.
+        // Nothing has begun yet, so nothing is lost if the caller is gone.
         let ready = tokio::select! {
             biased;
             () = reply.closed() => return,
-            ready = self.ready(share) => ready,
+            ready = self.acquire(share) => ready,
         };
         let (slot, mut session) = match ready {
             Ok(ready) => ready,
@@ -337,35 +346,39 @@ impl Store {
         match watched {
             Watched::Ended { outcome, is_cancelled } => {
                 let is_known = match &outcome {
-                    Ok(_) | Err(Broken { is_connection_usable: true, .. }) => !is_cancelled,
+                    Ok(_) | Err(WorkError { is_connection_usable: true, .. }) => !is_cancelled,
                     Err(_) => false,
                 };
-                let answer = |outcome: Result<T, Broken>| {
-                    outcome.map_err(|broken| broken.into_failed(is_committing.load(Ordering::Relaxed)))
+                let answer = |outcome: Result<T, WorkError>| {
+                    outcome.map_err(|error| error.into_failed(is_committing.load(Ordering::Relaxed)))
                 };
                 if is_known {
-                    self.link.heard();
+                    self.link.record_reply();
                     session.is_idle = true;
                     session.used_at = Instant::now();
-                    // Back before the answer, so that the caller's next statement finds it.
+                    // Returned before the reply, so that the caller's next statement finds the
+                    // connection.
                     drop(session);
                     drop(slot);
                     let _ = reply.send(answer(outcome));
                 } else {
-                    if outcome.as_ref().is_err_and(|broken| error::is_read_only(&broken.stop)) {
-                        // So are the other connections: the database that takes writes is another one now.
-                        self.link.distrust(session.generation);
+                    if outcome.as_ref().is_err_and(|error| error::is_read_only(&error.stop)) {
+                        // The other connections are read-only, too: another database accepts writes
+                        // now.
+                        self.link.retire(session.generation);
                     }
                     drop(Object::take(session));
                     let _ = reply.send(answer(outcome));
-                    // Only this side of the connection may be closed; the statement must not run on beside the next one.
+                    // The connection may be closed on this side only. The slot is held until the
+                    // statement is terminated, so that it does not run beside the next one.
                     self.link.terminate(backend).await;
                     drop(slot);
                 }
             }
             Watched::GivenUp(error) => {
                 let repeat = if is_committing.load(Ordering::Relaxed) { Repeat::OutcomeUnknown } else { Repeat::Safe };
-                // The socket is closed here. The caller need not wait until the database has noticed, but the slot must.
+                // The socket is closed here. The caller need not wait until the database has
+                // noticed, but the slot must.
                 drop(Object::take(session));
                 let _ = reply.send(Err(Failed { error, repeat }));
                 self.link.terminate(backend).await;
@@ -374,10 +387,10 @@ impl Store {
         }
     }
 
-    /// Waits for a slot of this share and for a connection.
-    async fn ready(&self, share: Share) -> Result<(Slot, Object<Sessions>), Error> {
+    /// Waits for a slot of this share, then for a connection.
+    async fn acquire(&self, share: Share) -> Result<(Slot, Object<Sessions>), Error> {
         self.link
-            .or_down(async {
+            .unless_down(async {
                 let slot = self.shares.acquire(share).await?;
                 let session =
                     within(self.connect_timeout, self.pool.get()).await.ok_or_else(|| error::away("no connection in time"))?;
@@ -387,13 +400,13 @@ impl Store {
     }
 }
 
-/// A piece of work that ended in an error.
-struct Broken {
+/// The error of a piece of work, and whether its connection can be reused.
+struct WorkError {
     stop: Stop,
     is_connection_usable: bool,
 }
 
-impl Broken {
+impl WorkError {
     fn of(stop: Stop, is_rolled_back: bool) -> Self {
         let is_connection_usable = is_rolled_back
             && match &stop {
@@ -407,8 +420,8 @@ impl Broken {
         match self.stop {
             Stop::Refused(error) => Failed { error, repeat: Repeat::Pointless },
             Stop::Database(error) => {
-                let repeat = match (error::is_passing(&error), is_committing) {
-                    // A conflict that is found at COMMIT is an answer, too.
+                let repeat = match (error::is_transient(&error), is_committing) {
+                    // A conflict that is reported at COMMIT is a definite reply.
                     (true, true) if error::is_dead_connection(&error) => Repeat::OutcomeUnknown,
                     (true, _) => Repeat::Safe,
                     (false, _) => Repeat::Pointless,
@@ -419,17 +432,17 @@ impl Broken {
     }
 }
 
-/// Runs the work to its end, with the statements of its transaction around it.
-async fn work_on<T, W>(connection: &mut PgConnection, mode: Mode, work: W, is_committing: &AtomicBool) -> Result<T, Broken>
+/// Runs the work to its end, in a transaction unless the mode is [`Mode::Read`].
+async fn work_on<T, W>(connection: &mut PgConnection, mode: Mode, work: W, is_committing: &AtomicBool) -> Result<T, WorkError>
 where
     W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
 {
     let begin = match mode {
-        Mode::Read => return work(connection).await.map_err(|stop| Broken::of(stop, true)),
+        Mode::Read => return work(connection).await.map_err(|stop| WorkError::of(stop, true)),
         Mode::Scan => BEGIN_SCAN,
         Mode::Write => "BEGIN",
     };
-    let lost = |error| Broken { stop: Stop::Database(error), is_connection_usable: false };
+    let lost = |error| WorkError { stop: Stop::Database(error), is_connection_usable: false };
     sqlx::raw_sql(begin).execute(&mut *connection).await.map_err(lost)?;
     match work(&mut *connection).await {
         Ok(done) => {
@@ -442,25 +455,26 @@ where
                 Stop::Database(error) if !error::leaves_connection_usable(error) => false,
                 _ => sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok(),
             };
-            Err(Broken::of(stop, is_rolled_back))
+            Err(WorkError::of(stop, is_rolled_back))
         }
     }
 }
 
-/// A pool of at most `connections_max` sessions.
+/// Creates a pool of at most `connections_max` sessions.
 pub(super) fn pool(sessions: Sessions, connections_max: usize) -> Result<Pool<Sessions>, Error> {
     Pool::builder(sessions).max_size(connections_max).build().map_err(Error::internal)
 }
 
-/// How long a piece of work may take in all, for a server that ends each statement after `statement_timeout`.
+/// The time limit of a piece of work, for a server that ends each statement after
+/// `statement_timeout`.
 pub(super) fn work_timeout(statement_timeout: Duration) -> Duration {
     statement_timeout + WORK_MARGIN
 }
 
-/// Says goodbye to the sessions that rest, for as long as a well-behaved database needs.
+/// Closes the pool and its idle sessions. Takes at most [`PING_TIMEOUT`].
 pub(super) async fn close(pool: &Pool<Sessions>) {
     pool.close();
-    let resting = pool.retain(|_, _| false).removed;
-    let goodbyes: Vec<_> = resting.into_iter().map(|session| session.connection.close().boxed()).collect();
-    let _ = timeout(PING_TIMEOUT, futures_util::future::join_all(goodbyes)).await;
+    let idle = pool.retain(|_, _| false).removed;
+    let closing: Vec<_> = idle.into_iter().map(|session| session.connection.close().boxed()).collect();
+    let _ = timeout(PING_TIMEOUT, futures_util::future::join_all(closing)).await;
 }

@@ -1,5 +1,6 @@
-//! Who may be at the database at once. Every kind of work has its slots, and no workspace may have all of them:
-//! however much one of them asks, there is one left for the next.
+//! Limits how many statements use the database at once. Each kind of work has its own slots, and no
+//! workspace may take all of them: a slot remains for the next workspace, however much one of them
+//! requests.
 
 use std::{
     collections::HashMap,
@@ -15,38 +16,39 @@ use tokio::{
 use super::error::busy;
 use crate::domain::{Error, WorkspaceId};
 
-/// How long work with many parts may wait for its turn, one part at a time.
+/// How long each part of long work may wait for a slot.
 const LONG_WAIT: Duration = Duration::from_secs(60);
 
-/// How long a question may wait for its turn. After that, its caller is better off with an error.
+/// How long a short read may wait for a slot. After that its caller is better served by an error.
 const SHORT_WAIT: Duration = Duration::from_secs(8);
 
-/// Look-ups that are not a workspace's own.
+/// Slots for lookups that belong to no workspace.
 const SERVICE_SLOTS: usize = 2;
 
-/// What a piece of work is, and for which workspace it is done.
+/// The kind of a piece of work, and the workspace that it is done for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Share {
-    /// Look-ups of keys and the like, on which every call depends, for whatever workspace.
+    /// Lookups on which every call depends, such as those of API keys, for all workspaces.
     Service,
-    /// Look-ups by key: checks, pages, deletions of named entries.
+    /// Statements that find rows by key: checks, pages, deletions of named entries.
     LookUp(WorkspaceId),
-    /// A page of an export. Short as a look-up, but an export asks for the next one at once, and breaks off if it does not get it.
+    /// A page of an export. It is as short as a lookup. But an export asks for the next page at
+    /// once, and fails if it does not get it.
     Export(WorkspaceId),
     /// A batch of an import or of a dry run.
     Import(WorkspaceId),
-    /// Whatever may have to look at a whole list: counts, filtered pages, deletions by filter.
+    /// Work that may read a whole list: counts, filtered pages, deletions by filter.
     Scan(WorkspaceId),
 }
 
-/// Leave to be at the database. Given back when it is dropped.
+/// Permission to use the database, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Slot {
     _of_workspace: Option<OwnedSemaphorePermit>,
     _of_all: OwnedSemaphorePermit,
 }
 
-/// All slots of a store.
+/// The slots of a store, by kind of work.
 #[derive(Debug)]
 pub(super) struct Shares {
     service: Arc<Semaphore>,
@@ -57,15 +59,18 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// Divides this many connections, 4 at least: an eighth for scans (two from 8 on), nearly a half for imports, and the rest for look-ups and
-    /// [`Share::Service`]. While imports and scans leave theirs unused, look-ups may have them: being short, they give them back in a moment.
-    /// So may exports, whose pages are as short, but a quarter of all at most.
+    /// Divides this many connections, at least 4: an eighth for scans (two from 8 on), nearly a
+    /// half for imports, and the rest for lookups and [`Share::Service`]. Lookups may also use
+    /// connections that imports and scans leave idle, up to three quarters of all: lookups are
+    /// short and return them in a moment. So may exports, whose pages are as short, up to a quarter
+    /// of all.
     pub(super) fn of(connections_max: usize) -> Self {
         let scans = (connections_max / 8).max(if connections_max < 8 { 1 } else { 2 });
         let imports = (connections_max / 2 - usize::from(connections_max < 8)).max(1);
         let look_ups = (connections_max * 3 / 4).max(2);
         let exports = (connections_max / 4).max(2);
-        // Look-ups are short: one free slot is a short wait. The others are long, so a workspace may have half.
+        // Lookups are short, so one slot for other workspaces means a short wait. The other kinds
+        // take long, so one workspace may have half of the slots.
         Self {
             service: Arc::new(Semaphore::new(SERVICE_SLOTS)),
             look_ups: Slots::new(look_ups, look_ups - 1),
@@ -98,9 +103,9 @@ impl Shares {
 #[derive(Debug)]
 struct Slots {
     all: Arc<Semaphore>,
-    /// Slots that one workspace may have at once.
+    /// The number of slots that one workspace may have at once.
     workspace_max: usize,
-    /// Those of the workspaces that have or want a slot now.
+    /// The slots of each workspace that has or waits for one.
     by_workspace: Mutex<HashMap<WorkspaceId, Weak<Semaphore>>>,
 }
 
@@ -110,7 +115,8 @@ impl Slots {
     }
 
     async fn acquire(&self, workspace: WorkspaceId) -> Result<Slot, Error> {
-        // The workspace's own first: what it has too much of waits there, and stands in nobody's way.
+        // The workspace's own slot comes first: its excess work waits there and blocks no other
+        // workspace.
         let of_workspace = self.own(workspace).acquire_owned().await.map_err(Error::internal)?;
         let of_all = self.all.clone().acquire_owned().await.map_err(Error::internal)?;
         Ok(Slot { _of_workspace: Some(of_workspace), _of_all: of_all })
@@ -121,7 +127,7 @@ impl Slots {
         if let Some(own) = by_workspace.get(&workspace).and_then(Weak::upgrade) {
             return own;
         }
-        // Those that nobody uses any more go now and then, so that the map stays as small as the crowd.
+        // Instead of growing: workspaces that hold nothing and wait for nothing are removed.
         if by_workspace.len() == by_workspace.capacity() {
             by_workspace.retain(|_, own| own.strong_count() > 0);
         }
@@ -148,7 +154,8 @@ mod tests {
                 [&shares.look_ups, &shares.exports, &shares.imports, &shares.scans].map(|slots| slots.all.available_permits());
             assert!(counts[2] + counts[3] < connections_max, "look-ups always have a connection that nothing long holds");
             for share in [Share::LookUp, Share::Export, Share::Import, Share::Scan] {
-                // Unconstrained: the runtime makes a task wait now and then that never does.
+                // Unconstrained, because the runtime otherwise forces a task that never waits to
+                // yield.
                 let try_acquire =
                     |share| tokio::task::unconstrained(shares.acquire(share)).now_or_never().map(|slot| slot.expect("open"));
                 let mut held = Vec::new();
@@ -157,11 +164,11 @@ mod tests {
                 }
                 let mut waiting = Box::pin(shares.acquire(share(OURS)));
                 assert!(waiting.as_mut().now_or_never().is_none());
-                // A kind with a single slot cannot be shared, only taken by turns.
+                // A single slot cannot be shared, only used in turn.
                 if !(held.len() == 1 && counts.contains(&1)) {
                     assert!(try_acquire(share(THEIRS)).is_some(), "{connections_max} {:?}", share(THEIRS));
                 }
-                // Whoever gives up waiting leaves nothing behind; a slot that is given back is free.
+                // A cancelled wait leaves nothing behind, and a returned slot is free.
                 drop(waiting);
                 held.pop();
                 assert!(try_acquire(share(OURS)).is_some());

@@ -1,9 +1,10 @@
-//! Time-outs of the kernel for the sockets that lead to the database.
+//! The kernel's time-outs for the sockets to the database.
 //!
-//! sqlx opens its sockets itself and has no setting for them, so they are found among the open files of this process, by the
-//! database's port. This is the second line: `link` notices a silent database by itself, also where this cannot be done.
+//! sqlx opens its sockets itself and has no setting for these, so the sockets are found among the
+//! open files of this process by the port of the database. This is a second safeguard: `link`
+//! detects a silent database by itself, also on systems without these time-outs.
 
-/// How long a connection may rest before the kernel asks whether its other end is there, in seconds.
+/// How long a connection may be idle before the kernel probes its peer, in seconds.
 #[cfg(target_os = "linux")]
 const KEEPALIVE_IDLE_SECS: u64 = 5;
 
@@ -13,11 +14,11 @@ const KEEPALIVE_INTERVAL_SECS: u64 = 2;
 #[cfg(target_os = "linux")]
 const KEEPALIVE_PROBES: u32 = 2;
 
-/// How long what was sent may be without an acknowledgement, in milliseconds.
+/// How long sent data may remain unacknowledged, in milliseconds.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT_MILLIS: u32 = 8_000;
 
-/// Lets the kernel give up connections to this port whose other end is gone.
+/// Makes the kernel close connections to this port whose peer is gone.
 #[cfg(target_os = "linux")]
 pub(super) fn give_up_dead_peers(port: u16) {
     if let Err(error) = set_all(port) {
@@ -25,7 +26,7 @@ pub(super) fn give_up_dead_peers(port: u16) {
     }
 }
 
-/// The kernel's own time-outs are left as they are.
+/// Keeps the kernel's default time-outs.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn give_up_dead_peers(_port: u16) {}
 
@@ -45,7 +46,8 @@ fn set_all(port: u16) -> std::io::Result<()> {
         if !is_socket {
             continue;
         }
-        // A duplicate, so that it is a socket of ours whatever happens to the number meanwhile. Options belong to both.
+        // The number may be reused for another file meanwhile, so the options are set on a
+        // duplicate. A duplicate and the original share their options.
         let Ok(socket) = pidfd_getfd(&this_process, number, PidfdGetfdFlags::empty()) else { continue };
         let peer = getpeername(&socket).ok().flatten().and_then(|peer| std::net::SocketAddr::try_from(peer).ok());
         if peer.is_none_or(|peer| peer.port() != port) || sockopt::socket_keepalive(&socket)? {

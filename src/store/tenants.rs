@@ -11,7 +11,7 @@ use crate::domain::{Error, UserId, WorkspaceId};
 pub struct WorkspaceRow {
     /// Its id.
     pub id: WorkspaceId,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
     /// What people call it.
     pub name: String,
@@ -22,16 +22,16 @@ pub struct WorkspaceRow {
 pub struct UserRow {
     /// Its id.
     pub id: UserId,
-    /// When it was made.
+    /// When it was created.
     pub created_at: OffsetDateTime,
     /// What people call it.
     pub name: String,
-    /// The workspaces it is a member of.
+    /// The workspaces that the user is a member of.
     pub workspaces: Vec<WorkspaceId>,
 }
 
 impl Store {
-    /// Makes a workspace.
+    /// Creates a workspace.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
@@ -63,7 +63,7 @@ impl Store {
         .await
     }
 
-    /// True when there is such a workspace.
+    /// True when the workspace exists.
     ///
     /// # Errors
     /// As [`Store::create_workspace`].
@@ -78,10 +78,10 @@ impl Store {
         .await
     }
 
-    /// Makes a user who is a member of these workspaces.
+    /// Creates a user who is a member of these workspaces.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when one of the workspaces does not exist; no user is made then.
+    /// [`Error::NotFound`] when one of the workspaces does not exist; then no user is created.
     pub async fn create_user(&self, name: &str, workspaces: &[WorkspaceId]) -> Result<UserId, Error> {
         let ids: Vec<i64> = workspaces.iter().map(|id| id.0).collect();
         let name = name.to_owned();

@@ -8,7 +8,7 @@ use super::claim::Claimed;
 use crate::{
     domain::{Batch, Error, Tally},
     grpc::convert,
-    store::{Answered, End, FirstBatch, ImportIds, Rehearsal, Store},
+    store::{Answered, DryRun, End, FirstBatch, ImportIds, Store},
 };
 
 /// Stores batches, several concurrently.
@@ -60,7 +60,7 @@ impl Storing {
             answers: self
                 .claim
                 .as_ref()
-                .map(|claim| Answered { request_id: claim.idempotency_key.clone(), errors: convert::errors_to_keep(tally) }),
+                .map(|claim| Answered { idempotency_key: claim.idempotency_key.clone(), errors: convert::errors_to_keep(tally) }),
         };
         let is_whole = self.batches == 0 && !last.is_empty();
         if is_whole {
@@ -138,7 +138,7 @@ fn count(done: Result<Result<Stored, Error>, JoinError>, tally: &mut Tally) -> R
 pub(super) struct Rehearsing {
     store: Store,
     ids: ImportIds,
-    rehearsal: Option<Rehearsal>,
+    rehearsal: Option<DryRun>,
 }
 
 impl Rehearsing {
@@ -152,7 +152,7 @@ impl Rehearsing {
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub(super) async fn send(&mut self, batch: Batch, tally: &mut Tally) -> Result<(), Error> {
         let received = batch.len() as u64;
-        let rehearsal = self.rehearsal.get_or_insert_with(|| self.store.rehearse(self.ids.workspace));
+        let rehearsal = self.rehearsal.get_or_insert_with(|| self.store.begin_dry_run(self.ids.workspace));
         let new = rehearsal.count_new(batch.into_sorted()).await?;
         tally.stored(received, new);
         Ok(())
