@@ -70,13 +70,16 @@ async fn costly_bodies_are_refused_and_stall_no_other_call() {
     while !attackers.is_empty() {
         let started = Instant::now();
         assert_eq!(client.get(format!("{}/healthz", server.http_url)).send().await.unwrap().status(), 200);
+        let check =
+            client.get(format!("{}/v1/dnc/check?email=a@example.com", server.http_url)).header("x-api-key", &server.other_key);
+        assert_eq!(check.send().await.unwrap().status(), 200, "another workspace is served");
         slowest = slowest.max(started.elapsed());
         while let Some(done) = attackers.try_join_next() {
             done.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(slowest < Duration::from_secs(5), "the slowest answer of /healthz took {slowest:?}");
+    assert!(slowest < Duration::from_secs(10), "the slowest answer of /healthz and a check took {slowest:?}");
 }
 
 /// A post whose body is announced but not sent.

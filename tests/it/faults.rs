@@ -12,7 +12,7 @@ use std::{
 use dnc::{
     domain::{KeyOwner, Scope},
     gateway::Upstream,
-    proto::{EntryFilter, ListEntriesRequest, dnc_service_client::DncServiceClient},
+    proto::{CheckEntriesRequest, EntryFilter, ListEntriesRequest, dnc_service_client::DncServiceClient},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,7 +27,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::{
-    address_book::{numbered, request},
+    address_book::{email, numbered, request},
     harness::{
         Flow, Kind, OwnPostgres, Proxy, Served, TestServer, all_of, database, http_client, make_all, signal, until, upstream,
         with_key,
@@ -343,6 +343,77 @@ async fn sessions_that_take_no_writes_are_given_up() {
     require_recovery(&client, &server.key, 0).await;
     assert_eq!(ready().await, 200);
     require_nothing_left(&server, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_is_promoted_takes_over() {
+    let mut old = OwnPostgres::start().await;
+    let mut new = old.standby().await;
+    let link = Proxy::to(&old.url).await;
+    let mut server = TestServer::start_through(&[], &old.url, &link.url(&old.url)).await;
+    let client = server.upstream();
+    all_of(make_all(&client, &server.key, 0..2)).await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let mut importer = client.clone();
+    let import = with_key(ReceiverStream::new(messages), &server.other_key);
+    let importing = tokio::spawn(async move { importer.import_entries(import).await });
+    send.send(request(numbered(0..15_000).collect())).await.unwrap();
+    until("a batch is stored", || async { !server.rows(server.other_workspace).await.is_empty() }).await;
+
+    // The old server takes no more writes, and what it took has reached the new one, which is not promoted yet.
+    let mut admin = server.connection().await;
+    sqlx::raw_sql("ALTER SYSTEM SET default_transaction_read_only = on").execute(&mut admin).await.unwrap();
+    sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut admin).await.unwrap();
+    let status = async |kind: Kind| kind.make(client.clone(), &server.key, 900).await.err().map(|status| status.code());
+    let ready = || async { http_client().get(format!("{}/readyz", server.http_url)).send().await.unwrap().status() };
+    until("it is noticed", || async { ready().await == 503 }).await;
+    assert_eq!(status(Kind::ImportOneBatch).await, Some(Code::Unavailable));
+    until("the copy is complete", || async {
+        let lag = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()";
+        sqlx::query_scalar::<_, i64>(lag).fetch_one(&mut server.connection().await).await.unwrap() == 1
+    })
+    .await;
+    link.redirect(&new.url);
+    assert_eq!(status(Kind::ImportOneBatch).await, Some(Code::Unavailable), "a standby takes no writes either");
+    let before = server.rows(server.workspace).await;
+    let mut promoted = <sqlx::PgConnection as sqlx::Connection>::connect(&new.url).await.unwrap();
+    assert!(sqlx::query_scalar::<_, bool>("SELECT pg_promote(true, 30)").fetch_one(&mut promoted).await.unwrap());
+
+    // From here on the test looks at the new one.
+    let stored_before = server.rows(server.other_workspace).await.len();
+    server.database_url.clone_from(&new.url);
+    assert_eq!(server.rows(server.workspace).await, before);
+    require_recovery(&client, &server.key, 0).await;
+    drop(send);
+    let acknowledged = match importing.await.unwrap() {
+        Ok(answer) => answer.into_inner().imported,
+        Err(status) => {
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+            let counts = status.get_details_error_info().unwrap().metadata;
+            counts.get("imported").map_or(0, |count| count.parse::<u64>().unwrap())
+        }
+    };
+    let stored = server.rows(server.other_workspace).await.len();
+    assert!(
+        acknowledged as usize <= stored && stored_before <= stored,
+        "{acknowledged} acknowledged, {stored_before} then {stored} stored"
+    );
+    // The old server is there all the while, and would answer that it does not know this address.
+    let import = with_key(tokio_stream::iter([request(vec![email("later@example.com")])]), &server.key);
+    assert_eq!(client.clone().import_entries(import).await.unwrap().into_inner().imported, 1);
+    let mut checks = JoinSet::new();
+    for _ in 0..64 {
+        let (mut client, key) = (client.clone(), server.key.clone());
+        checks.spawn(async move {
+            let check = CheckEntriesRequest { emails: vec!["later@example.com".to_owned()] };
+            client.check_entries(with_key(check, &key)).await.unwrap().into_inner().results.remove(0).suppressed
+        });
+    }
+    assert!(all_of(checks).await.into_iter().all(|suppressed| suppressed));
+    require_nothing_left(&server, 16).await;
+    // Faster than an orderly stop of both.
+    new.end("QUIT").await;
+    old.end("QUIT").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,6 +33,10 @@ use crate::{
 /// The reason of entries without one, when the call has no default reason.
 const DEFAULT_REASON: &str = "import";
 
+/// Entries that are processed in one go, so that streams of bad entries, which cost the most, keep no
+/// other call from the processor.
+const TURN_ENTRIES: u64 = 256;
+
 /// Repeats that may wait at the same time.
 pub(super) const REPEATS_MAX: usize = 16;
 
@@ -141,6 +145,9 @@ impl Import {
                     Received::Unreadable { line, cause } => self.tally.rejected(index, line, cause),
                 }
                 index += 1;
+                if index % TURN_ENTRIES == 0 {
+                    tokio::task::yield_now().await;
+                }
             }
             message = messages.next().await?;
         }

@@ -8,6 +8,10 @@ mod served;
 
 use std::{
     ffi::OsString,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -144,6 +148,31 @@ impl OwnPostgres {
         let store = store(&url);
         store.migrate().await.unwrap();
         store.close().await;
+        Self { server, url, dir }
+    }
+
+    /// A copy of this server that follows it, and takes no writes until it is promoted.
+    pub async fn standby(&self) -> Self {
+        let dir = tempfile::Builder::new().prefix("dnc-test-").tempdir().unwrap();
+        let process = PathBuf::from(format!("/proc/{}", self.server.pid().unwrap()));
+        let program = std::fs::read_link(process.join("exe")).unwrap().with_file_name("pg_basebackup");
+        let owner = std::fs::metadata(&process).unwrap();
+        let cluster = dir.path().join("cluster");
+        std::fs::create_dir(&cluster).unwrap();
+        std::os::unix::fs::chown(&cluster, Some(owner.uid()), Some(owner.gid())).unwrap();
+        // The server's user has to pass through the one, and to be alone in the other.
+        for (dir, mode) in [(dir.path(), 0o711), (&cluster, 0o700)] {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let mut copy = std::process::Command::new(program);
+        copy.uid(owner.uid()).gid(owner.gid()).current_dir("/").args(["-R", "--checkpoint=fast", "--no-sync", "--pgdata"]);
+        let copied = copy.arg(&cluster).args(["-d", &self.server.url("")]).output().unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        // It has the users of the original, too.
+        std::fs::copy(self.dir.path().join("password"), dir.path().join("password")).unwrap();
+        let options = postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100 };
+        let server = PrivatePostgres::start(options).await.unwrap();
+        let url = server.url("dnc");
         Self { server, url, dir }
     }
 
