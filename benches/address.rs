@@ -1,4 +1,4 @@
-//! What the canonical form of an address costs: an ordinary one must stay below 300 ns.
+//! The cost of the canonical form of an address. An ordinary address must stay below 300 ns.
 
 use std::hint::black_box;
 

@@ -1,6 +1,7 @@
-//! What a check costs beside the bare statement that it sends, in one run: the ratios are what counts, the figures move with the machine.
+//! The cost of a check compared with the bare statement that it sends, in one run. Only the ratios
+//! count: absolute figures depend on the machine.
 //!
-//! The rounds of both sides take turns, so that a machine whose speed drifts slows both.
+//! The rounds of both sides alternate, so that a change in the machine's speed affects both.
 
 #[allow(unreachable_pub, dead_code, reason = "shared by several programs")]
 mod support;
@@ -21,7 +22,8 @@ use tonic::{Request, transport::Channel};
 
 const ROWS: i32 = 1_000_000;
 const ROUNDS: usize = 300;
-/// A new session of the database is slow until it has seen most pages of the table; each side has one of its own.
+/// A new database session is slow until it has read most pages of the table, and each side has its
+/// own session.
 const WARM_UP_ROUNDS: usize = 60;
 const CONCURRENCY: usize = 16;
 const SINGLE_CHECKS: usize = 8_000;
@@ -35,14 +37,14 @@ const STATEMENT: &str =
 type Row = (String, String, time::OffsetDateTime, i64);
 
 fn main() -> anyhow::Result<()> {
-    // In a task, as a client's own code would be: a hand-over between threads costs as much as a small statement.
+    // In a task, as in a client: a hand-over between threads costs as much as a small statement.
     tokio::runtime::Runtime::new()?.block_on(async { tokio::spawn(run()).await? })
 }
 
 async fn run() -> anyhow::Result<()> {
     let database = Database::start().await?;
     let (service, _store) = Service::start(&database.url).await?;
-    // As the service has it; planning would cost as much again as a small statement.
+    // As in the service. Planning would cost as much again as a small statement.
     let connect = PgConnectOptions::from_str(&database.url)?.options([("plan_cache_mode", "force_generic_plan")]);
     let pool = PgPoolOptions::new().max_connections(CONCURRENCY as u32).test_before_acquire(false).connect_with(connect).await?;
     sqlx::query(
@@ -61,7 +63,7 @@ async fn run() -> anyhow::Result<()> {
     for round in 0..WARM_UP_ROUNDS + ROUNDS {
         let emails = emails(round * 1_000..(round + 1) * 1_000);
         let mut seconds = [0.0; 2];
-        // Whoever comes first finds the pages cold, so they take turns at that, too.
+        // The first side finds the pages cold, so the order alternates.
         for side in if round % 2 == 0 { [Side::Statement, Side::Check] } else { [Side::Check, Side::Statement] } {
             let emails = emails.clone();
             let started = Instant::now();
@@ -94,7 +96,7 @@ async fn run() -> anyhow::Result<()> {
 }
 
 fn emails(numbers: std::ops::Range<usize>) -> Vec<String> {
-    // Every other one is on the list.
+    // Every second address is on the list.
     numbers.map(|n| n * 7919 % (2 * ROWS as usize)).map(|n| format!("user{n}@example{}.com", n % 1000)).collect()
 }
 
@@ -112,7 +114,7 @@ enum Side {
 }
 
 impl Sides {
-    /// The bare statement, with the very same addresses and domains.
+    /// The bare statement, with the same addresses and domains as the check.
     async fn statement(&self, emails: &[String]) -> anyhow::Result<usize> {
         let addresses: Vec<Address> = emails.iter().filter_map(|email| Address::parse_any(email.clone()).ok()).collect();
         let mut wanted: Vec<&str> = addresses.iter().flat_map(Address::covers).collect();

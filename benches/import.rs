@@ -1,8 +1,11 @@
-//! How fast entries get into the list, beside the database's own limit, in one run: the ratios are what counts, the figures move with the machine.
+//! The throughput of imports compared with the limit of the database, in one run. Only the ratios
+//! count: absolute figures depend on the machine.
 //!
-//! The service runs in a process of its own, so that its processor time and memory are its own; what clients send is made before the clock
-//! starts, since a sender's work is done elsewhere as a rule. Each way is measured right beside what it is compared with, in both orders by turns: machines
-//! drift, and a ratio of two figures taken minutes apart says little. Of several rounds the middle one counts.
+//! The service runs in a separate process, so that its processor time and memory are measured
+//! separately. What clients send is prepared before the clock starts, since clients usually run on
+//! other machines. Each way is measured next to the one that it is compared with, in alternating
+//! order: the speed of a machine changes, and a ratio of two figures taken minutes apart says
+//! little. The median of several rounds counts.
 
 #[allow(unreachable_pub, dead_code, reason = "shared by several programs")]
 mod support;
@@ -32,8 +35,8 @@ const STATEMENT: &str = "INSERT INTO entries (workspace_id, added_by, address, r
      ON CONFLICT DO NOTHING";
 const MESSAGE_ENTRIES: u64 = 2_000;
 const POST_ENTRIES: u64 = 10_000;
-/// The part of a measurement's entries that is measured on top of a large list.
-const ON_TOP_SHARE: u64 = 3;
+/// Measurements on top of a large list use the number of entries divided by this.
+const ON_TOP_DIVISOR: u64 = 3;
 const CHUNK_BYTES: usize = 64 << 10;
 
 #[derive(Parser)]
@@ -41,25 +44,25 @@ struct Options {
     /// Entries of one measurement
     #[arg(long, default_value_t = 600_000)]
     entries: u64,
-    /// Rows that are there already for the measurements on top of a large list
+    /// Rows on the list before the measurements on top of a large list
     #[arg(long, default_value_t = 5_000_000)]
     rows_below: u64,
-    /// Entries of the streams whose peak memory is measured; 0 leaves them out
+    /// Entries of the streams whose peak memory is measured; 0 omits them
     #[arg(long, default_value_t = 10_000_000)]
     long_stream_entries: u64,
-    /// How often each way gets its turn
+    /// Rounds of each measurement
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Single posts of 10,000 whose times are compared
+    /// Single posts of 10,000 entries whose times are compared
     #[arg(long, default_value_t = 60)]
     posts: u64,
-    /// Only ways with this text in their names; may be given several times
+    /// Only ways whose names contain this text; may be given several times
     #[arg(long)]
     only: Vec<String>,
-    /// Where the results go as JSON
+    /// File for the results as JSON
     #[arg(long, default_value = "target/import-bench.json")]
     json: PathBuf,
-    /// What cargo says to every benchmark
+    /// Passed by cargo to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -67,12 +70,12 @@ struct Options {
 /// A way into the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Way {
-    /// The statement that the service sends, straight to the database.
+    /// The statement that the service sends, sent directly to the database.
     Bare {
         batch: u64,
         connections: u64,
     },
-    /// What a database administrator would do with a file.
+    /// `psql` with a file, as a database administrator would import it.
     Psql,
     /// `COPY` into the table itself, which fails at the first duplicate.
     Copy,
@@ -87,22 +90,22 @@ enum Way {
 }
 
 impl Way {
-    /// What is compared with what.
+    /// The pairs of ways that are compared.
     const PAIRS: [(Self, Self); 9] = [
-        (Self::Grpc { streams: 1 }, Self::Bare { batch: BATCH, connections: 4 }),
-        (Self::Grpc { streams: 4 }, Self::Bare { batch: BATCH, connections: 4 }),
+        (Self::Grpc { streams: 1 }, Self::Bare { batch: BATCH_ENTRIES, connections: 4 }),
+        (Self::Grpc { streams: 4 }, Self::Bare { batch: BATCH_ENTRIES, connections: 4 }),
         (Self::Json { posts: 4 }, Self::Bare { batch: POST_ENTRIES, connections: 4 }),
         (Self::Json { posts: 1 }, Self::Bare { batch: POST_ENTRIES, connections: 1 }),
-        (Self::Ndjson, Self::Bare { batch: BATCH, connections: 4 }),
-        (Self::Csv, Self::Bare { batch: BATCH, connections: 4 }),
+        (Self::Ndjson, Self::Bare { batch: BATCH_ENTRIES, connections: 4 }),
+        (Self::Csv, Self::Bare { batch: BATCH_ENTRIES, connections: 4 }),
         (Self::Grpc { streams: 1 }, Self::Psql),
-        (Self::Psql, Self::Bare { batch: BATCH, connections: 1 }),
-        (Self::Copy, Self::Bare { batch: BATCH, connections: 1 }),
+        (Self::Psql, Self::Bare { batch: BATCH_ENTRIES, connections: 1 }),
+        (Self::Copy, Self::Bare { batch: BATCH_ENTRIES, connections: 1 }),
     ];
 
     const ALL: [Self; 12] = [
-        Self::Bare { batch: BATCH, connections: 1 },
-        Self::Bare { batch: BATCH, connections: 4 },
+        Self::Bare { batch: BATCH_ENTRIES, connections: 1 },
+        Self::Bare { batch: BATCH_ENTRIES, connections: 4 },
         Self::Grpc { streams: 1 },
         Self::Grpc { streams: 4 },
         Self::Bare { batch: POST_ENTRIES, connections: 1 },
@@ -132,10 +135,10 @@ impl Way {
     }
 }
 
-/// What the service's batches hold unless it is told otherwise.
-const BATCH: u64 = 20_000;
+/// The default size of the service's batches, in entries.
+const BATCH_ENTRIES: u64 = 20_000;
 
-/// What is sent, ready to go.
+/// The prepared data of a measurement.
 enum Load {
     Arrays(Vec<(Vec<String>, Vec<String>)>),
     File(tempfile::NamedTempFile),
@@ -148,7 +151,7 @@ struct Measured {
     secs: f64,
     database_cpu_secs: Option<f64>,
     server_cpu_secs: Option<f64>,
-    /// Of this program, which sends.
+    /// The processor time of this program, which sends the data.
     sender_cpu_secs: Option<f64>,
     server_peak_bytes: Option<u64>,
 }
@@ -158,7 +161,7 @@ fn main() -> anyhow::Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async { tokio::spawn(run(options)).await? })
 }
 
-/// An address that is nowhere near that of the next number, as in the lists that people bring.
+/// An address whose position in the key is far from that of the next number, as in real lists.
 fn address(number: u64) -> String {
     let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -256,7 +259,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         .into_iter()
         .filter(|(ours, theirs)| (is_wanted(ours) || is_wanted(theirs)) && is_possible(ours) && is_possible(theirs))
         .collect();
-    // Opens the service's connections and fills everybody's caches, as at any server that has run for a while.
+    // Opens the service's connections and fills all caches, as on a server that has run for a
+    // while.
     bench.measure(Way::Grpc { streams: 4 }, 0..100_000).await?;
     bench.measure(Way::Bare { batch: POST_ENTRIES, connections: 4 }, 100_000..200_000).await?;
 
@@ -264,7 +268,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     for round in 0..options.rounds {
         eprintln!("round {} of {}: fresh and present entries", round + 1, options.rounds);
         for pair in &pairs {
-            for way in in_turn(*pair, round) {
+            for way in in_order(*pair, round) {
                 bench.empty().await?;
                 let measured = bench.measure(way, 0..options.entries).await?;
                 results.entry((*pair, "fresh")).or_default().push((way, measured));
@@ -284,11 +288,12 @@ async fn run(options: Options) -> anyhow::Result<()> {
     bench.measure(Way::Bare { batch: 100_000, connections: 4 }, 0..options.rows_below).await?;
     sqlx::query("VACUUM ANALYZE entries").execute(&bench.pool).await?;
     let mut next = options.rows_below;
-    // The list grows by what is measured, so there are fewer and smaller turns; the two of a pair meet a list of the same size.
+    // The list grows with each measurement, so there are fewer and smaller rounds. Both ways of a
+    // pair meet a list of about the same size.
     for round in 0..options.rounds.min(2) {
         for pair in &pairs {
-            for way in in_turn(*pair, round) {
-                let numbers = next..next + options.entries / ON_TOP_SHARE;
+            for way in in_order(*pair, round) {
+                let numbers = next..next + options.entries / ON_TOP_DIVISOR;
                 next = numbers.end;
                 let measured = bench.measure(way, numbers).await?;
                 results.entry((*pair, "on top")).or_default().push((way, measured));
@@ -309,22 +314,23 @@ async fn run(options: Options) -> anyhow::Result<()> {
     report(&options, &results, &posts, &long)
 }
 
-/// What was measured for a pair of ways, in one state of the list.
+/// The measurements of a pair of ways in one state of the list.
 type Results = BTreeMap<((Way, Way), &'static str), Vec<(Way, Measured)>>;
 
-/// A pair in the order of this round.
-fn in_turn((ours, theirs): (Way, Way), round: usize) -> [Way; 2] {
+/// The ways of a pair in the order of this round.
+fn in_order((ours, theirs): (Way, Way), round: usize) -> [Way; 2] {
     if round.is_multiple_of(2) { [theirs, ours] } else { [ours, theirs] }
 }
 
-/// `psql`, if it is on the search path.
+/// The name of `psql`, if it is on the search path.
 fn psql() -> Option<PathBuf> {
     let found = std::process::Command::new("psql").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     found.ok().filter(std::process::ExitStatus::success).map(|_| PathBuf::from("psql"))
 }
 
 impl Bench {
-    /// Empties the tables, and begins a new round of the write-ahead log.
+    /// Empties the tables and runs a checkpoint, so that each measurement starts with the same
+    /// write-ahead log.
     async fn empty(&self) -> anyhow::Result<()> {
         sqlx::query("TRUNCATE entries, entry_counts, imports").execute(&self.pool).await?;
         sqlx::query("CHECKPOINT").execute(&self.pool).await?;
@@ -388,7 +394,8 @@ impl Bench {
                 Ok(())
             }
             (Way::Copy, Load::File(file)) => {
-                // The same columns and defaults as an insert; what every row has alike is put there by the client.
+                // The same columns and defaults as in an insert. The client adds the columns that
+                // are equal in all rows.
                 let rows: String =
                     fs::read_to_string(file.path())?.lines().map(|line| format!("{},1,{line}\n", self.workspace)).collect();
                 let mut connection = self.pool.acquire().await?;
@@ -425,7 +432,7 @@ impl Bench {
         }
     }
 
-    /// One import over gRPC, of messages that are encoded already.
+    /// One import over gRPC, of encoded messages.
     fn stream(
         &self,
         messages: impl futures_util::Stream<Item = Bytes> + Send + 'static,
@@ -439,7 +446,7 @@ impl Bench {
             let path = PathAndQuery::from_static("/dnc.v1.DncService/ImportEntries");
             let answer: ImportEntriesResponse = client.client_streaming(request, path, Encoded).await?.into_inner();
             if answer.failed > 0 {
-                bail!("{} entries were refused", answer.failed);
+                bail!("{} entries were rejected", answer.failed);
             }
             Ok(())
         }
@@ -462,12 +469,13 @@ impl Bench {
         }
     }
 
-    /// Times of single posts and of single statements of the same size, which take turns: seconds of each, sorted.
+    /// The times of single posts and of single statements of the same size, in alternating order:
+    /// the sorted seconds of the statements, then of the posts.
     async fn posts(&self, count: u64) -> anyhow::Result<[Vec<f64>; 2]> {
         let ways = [Way::Bare { batch: POST_ENTRIES, connections: 1 }, Way::Json { posts: 1 }];
         let mut seconds = [Vec::new(), Vec::new()];
         for number in 0..2 * count {
-            // Both orders, in turns.
+            // Alternates the order within each pair.
             let side = ((number + number / 2) % 2) as usize;
             let measured = self.measure(ways[side], number * POST_ENTRIES..(number + 1) * POST_ENTRIES).await?;
             seconds[side].push(measured.secs);
@@ -478,7 +486,7 @@ impl Bench {
         Ok(seconds)
     }
 
-    /// One stream that is made while it is sent, into a service that was started for it.
+    /// One stream that is generated while it is sent, to a service that is started for it.
     async fn long_stream(&self, way: Way, entries: u64) -> anyhow::Result<Measured> {
         let server = Served::start(&self.database.url, self.server.key.clone()).await?;
         let grpc = Channel::from_shared(server.grpc_url.clone())?.connect().await?;
@@ -522,7 +530,7 @@ async fn all(work: impl Iterator<Item = impl Future<Output = anyhow::Result<()>>
     Ok(())
 }
 
-/// Sends messages as they are.
+/// A codec that sends encoded messages unchanged.
 #[derive(Clone, Copy, Default)]
 struct Encoded;
 
@@ -561,7 +569,7 @@ fn report(options: &Options, results: &Results, posts: &[Vec<f64>; 2], long: &BT
         all.sort_by(|a, b| a.secs.total_cmp(&b.secs));
         all.get(all.len() / 2).copied()
     };
-    let entries = |state: &str| if state == "on top" { options.entries / ON_TOP_SHARE } else { options.entries };
+    let entries = |state: &str| if state == "on top" { options.entries / ON_TOP_DIVISOR } else { options.entries };
     let rate = |way: Way, state: &'static str| middle(way, state).map(|measured| entries(state) as f64 / measured.secs);
     let per_entry = |secs: Option<f64>| secs.map(|secs| secs / options.entries as f64 * 1e6);
     let text = |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
@@ -607,7 +615,7 @@ fn report(options: &Options, results: &Results, posts: &[Vec<f64>; 2], long: &BT
     }
     println!("(microseconds of processor time an entry, of fresh ones)\n");
 
-    // Of each round the ratio of the two that were measured side by side, and of these the middle one.
+    // The median, over all rounds, of the ratio of the two measurements of a round.
     let ratio = |ours: Way, theirs: Way, state: &'static str| {
         let rounds = results.get(&((ours, theirs), state))?.chunks_exact(2);
         let ratios = rounds.map(|round| {
@@ -623,17 +631,17 @@ fn report(options: &Options, results: &Results, posts: &[Vec<f64>; 2], long: &BT
     let peak = |way: Way| long.get(&way).and_then(|m| m.server_peak_bytes).map(|bytes| bytes as f64 / f64::from(1 << 20));
     let post = |part: f64| Some(quantile(1, part)? / quantile(0, part)?);
     let figures = [
-        ("gRPC stream against the bare statement, 4 connections, fresh", ratio(grpc, bare(BATCH, 4), "fresh"), ">= 0.95"),
-        ("the same, all present", ratio(grpc, bare(BATCH, 4), "present"), ">= 0.90"),
-        ("the same, on top of a large list", ratio(grpc, bare(BATCH, 4), "on top"), ""),
-        ("4 gRPC streams against the same", ratio(Way::Grpc { streams: 4 }, bare(BATCH, 4), "fresh"), ""),
+        ("gRPC stream against the bare statement, 4 connections, fresh", ratio(grpc, bare(BATCH_ENTRIES, 4), "fresh"), ">= 0.95"),
+        ("the same, all present", ratio(grpc, bare(BATCH_ENTRIES, 4), "present"), ">= 0.90"),
+        ("the same, on top of a large list", ratio(grpc, bare(BATCH_ENTRIES, 4), "on top"), ""),
+        ("4 gRPC streams against the same", ratio(Way::Grpc { streams: 4 }, bare(BATCH_ENTRIES, 4), "fresh"), ""),
         (
             "JSON posts, 4 at once, against the bare statement, 4 connections",
             ratio(Way::Json { posts: 4 }, bare(POST_ENTRIES, 4), "fresh"),
             ">= 0.85",
         ),
-        ("NDJSON stream against the bare statement, 4 connections", ratio(Way::Ndjson, bare(BATCH, 4), "fresh"), ""),
-        ("CSV stream against the same", ratio(Way::Csv, bare(BATCH, 4), "fresh"), ""),
+        ("NDJSON stream against the bare statement, 4 connections", ratio(Way::Ndjson, bare(BATCH_ENTRIES, 4), "fresh"), ""),
+        ("CSV stream against the same", ratio(Way::Csv, bare(BATCH_ENTRIES, 4), "fresh"), ""),
         ("gRPC stream against the administrator's psql", ratio(grpc, Way::Psql, "fresh"), ">= 1.5"),
         ("one JSON post of 10,000 against the statement: p50 of the time", post(0.5), "<= 1.25"),
         ("the same: p99", post(0.99), ""),

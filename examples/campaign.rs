@@ -1,10 +1,12 @@
-//! Kills servers and the database under load, and checks every entry against a model after each fault.
+//! Kills servers and the database under load, and compares every entry with a model after each
+//! fault.
 //!
 //! `cargo build --release && cargo run --release --example campaign -- --kills 1000 --seed 7`
 //!
-//! Each worker has addresses of its own, so it knows what became of each: present, absent, or unknown after a call
-//! that failed. A check that says "clear" of a present one is the gravest fault there is. A failure prints the
-//! seed, which replays the schedule of faults and operations; what they meet in time is up to the machine.
+//! Each worker has its own addresses, so it knows the state of each: present, absent, or unknown
+//! after a failed call. The gravest error is a check that reports "clear" for a present address. A
+//! failure prints the seed. The seed replays the schedule of faults and operations, but their
+//! timing depends on the machine.
 
 #![allow(unreachable_pub, clippy::unwrap_used, reason = "a test by itself: what goes wrong ends it")]
 
@@ -43,10 +45,10 @@ struct Options {
     /// Faults to cause
     #[arg(long, default_value_t = 100)]
     kills: u64,
-    /// What the schedule of faults and operations is made from
+    /// Seed of the schedule of faults and operations
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Callers at once
+    /// Concurrent callers
     #[arg(long, default_value_t = 8)]
     workers: u64,
     /// The program under test; the one built beside this example unless set
@@ -54,17 +56,19 @@ struct Options {
     program: Option<PathBuf>,
 }
 
-/// Addresses of each worker.
+/// The number of addresses of each worker.
 const ADDRESSES: u64 = 300;
 
-/// Entries of an import of several batches.
+/// The number of entries of an import of several batches.
 const LONG_IMPORT: u64 = 12_000;
 
-/// A call without an answer after this time has none to come. A repeat of a request id whose server was killed waits until the claim
-/// of that server has run out, which takes 15 s.
+/// A call without an answer after this time counts as a failure of the service. A repeat under an
+/// idempotency key whose server was killed waits until that server's claim expires, which takes
+/// 15 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// When everything must work again after a fault is over. The contract says 5 s; the rest is for restarts on a busy machine.
+/// The time after the end of a fault within which everything must work again. The contract says
+/// 5 s; the rest is for restarts on a busy machine.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// SplitMix64.
@@ -96,42 +100,45 @@ enum Known {
     #[default]
     Absent,
     Present,
-    /// A call that would have changed it failed.
+    /// A call that would have changed it failed, so either is possible.
     Either,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Belief {
     known: Known,
-    /// An import of it failed, and its transaction may still be open: it may be stored after a later deletion.
-    may_yet_come: bool,
-    /// A deletion of it failed, likewise: it may be gone after a later import.
-    may_yet_go: bool,
+    /// An import of it failed and its transaction may still be open, so it may be stored after a
+    /// later deletion.
+    may_be_stored_later: bool,
+    /// A deletion of it failed and its transaction may still be open, so it may be deleted after a
+    /// later import.
+    may_be_deleted_later: bool,
 }
 
 impl Belief {
-    /// What is known once an import of it has its answer.
+    /// The state after an import of it was answered.
     fn after_import(self) -> Known {
-        if self.may_yet_go { Known::Either } else { Known::Present }
+        if self.may_be_deleted_later { Known::Either } else { Known::Present }
     }
 }
 
-/// What a worker knows about its addresses.
+/// The states of a worker's addresses.
 type Model = BTreeMap<String, Belief>;
 
 struct Worker {
     number: u64,
     key: String,
     model: Mutex<Model>,
-    /// Imports that succeeded with a request id, to be sent again.
+    /// Imports that succeeded under an idempotency key, by that key, to be sent again.
     answered: Mutex<HashMap<String, (Vec<String>, ImportEntriesResponse)>>,
 }
 
-/// What all workers share.
+/// The state that all workers share.
 struct Shared {
     seed: u64,
     clients: std::sync::RwLock<Vec<DncServiceClient<Channel>>>,
-    /// Held by each operation, and by the check that wants none to run.
+    /// Read-locked by each operation, write-locked by the verification, during which no operation
+    /// may run.
     gate: RwLock<()>,
     counts: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -153,7 +160,7 @@ fn with_key<T>(message: T, key: &str) -> Request<T> {
     request
 }
 
-/// Runs a call; none when it failed in one of the ways that a fault explains.
+/// Runs a call; `None` when it failed in a way that a fault explains.
 async fn outcome<T>(
     shared: &Shared,
     patience: Option<Duration>,
@@ -169,7 +176,7 @@ async fn outcome<T>(
             shared.count("calls answered");
             Ok(Some(answer.into_inner()))
         }
-        // One without details was made by the client, whose connection was lost.
+        // A status without details was created by the client, whose connection was lost.
         Err(status) if status.details().is_empty() || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) => {
             shared.count("calls failed");
             Ok(None)
@@ -223,19 +230,20 @@ impl Worker {
         self.imported(&addresses, answer.as_ref())
     }
 
-    /// Changes the model as an import did, and checks its counts.
+    /// Applies an import to the model, and checks its counts.
     fn imported(&self, addresses: &[String], answer: Option<&ImportEntriesResponse>) -> anyhow::Result<()> {
         let mut model = self.model.lock().unwrap();
         let (mut least, mut most) = (0, 0);
         for address in addresses {
             let belief = model.entry(address.clone()).or_default();
-            least += u64::from(belief.known == Known::Absent && !belief.may_yet_come);
+            least += u64::from(belief.known == Known::Absent && !belief.may_be_stored_later);
             most += u64::from(belief.known != Known::Present);
             if answer.is_some() {
                 belief.known = belief.after_import();
             } else {
-                // Also of one that is present: it may be deleted before this import gets to it.
-                belief.may_yet_come = true;
+                // This also applies to a present address: it may be deleted before the import
+                // reaches it.
+                belief.may_be_stored_later = true;
                 if belief.known == Known::Absent {
                     belief.known = Known::Either;
                 }
@@ -252,34 +260,35 @@ impl Worker {
         Ok(())
     }
 
-    /// Imports with a request id, again and again until there is an answer.
+    /// Imports under an idempotency key, and repeats the call until it is answered.
     async fn import_once(&self, shared: &Shared, random: &mut Random, step: u64) -> anyhow::Result<()> {
         let addresses = self.some_addresses(random);
-        let request_id = format!("w{}s{step}", self.number);
+        let idempotency_key = format!("w{}s{step}", self.number);
         let before = self.model.lock().unwrap().clone();
         let began = Instant::now();
         let mut tries = 0;
         let answer = loop {
             let patience = (tries == 0 && random.below(3) == 0).then(|| Duration::from_micros(random.below(20_000)));
             let mut client = shared.client(random);
-            let call = with_key(tokio_stream::iter(messages(&addresses, &request_id)), &self.key);
+            let call = with_key(tokio_stream::iter(messages(&addresses, &idempotency_key)), &self.key);
             if let Some(answer) = outcome(shared, patience, client.import_entries(call)).await? {
                 break answer;
             }
             tries += 1;
             if began.elapsed() > Duration::from_secs(3) {
-                // The check after the fault wants its turn. What became of this import shows then; it is not sent again.
+                // The verification after the fault is waiting. It shows the outcome of this import,
+                // which is not sent again.
                 return self.imported(&addresses, None);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        // Whichever try it was, the entries count as imported once.
+        // Whichever attempt succeeded, the entries count as imported once.
         let new = addresses.iter().map(|address| before.get(address).copied().unwrap_or_default());
-        let least = new.clone().filter(|belief| belief.known == Known::Absent && !belief.may_yet_come).count() as u64;
+        let least = new.clone().filter(|belief| belief.known == Known::Absent && !belief.may_be_stored_later).count() as u64;
         let most = new.filter(|belief| belief.known != Known::Present).count() as u64;
         ensure!(
             (least..=most).contains(&answer.imported),
-            "with a request id: imported {}, not {least} to {most}",
+            "with an idempotency key: imported {}, not {least} to {most}",
             answer.imported
         );
         let mut model = self.model.lock().unwrap();
@@ -288,11 +297,12 @@ impl Worker {
             belief.known = belief.after_import();
         }
         drop(model);
-        self.answered.lock().unwrap().insert(request_id, (addresses, answer));
+        self.answered.lock().unwrap().insert(idempotency_key, (addresses, answer));
         Ok(())
     }
 
-    /// Sends an import again that has its answer: the same answer, and nothing is stored, not even what was deleted since.
+    /// Repeats an import that was answered. The answer must be the same, and nothing may be stored,
+    /// not even entries that were deleted since.
     async fn replay(&self, shared: &Shared, mut client: DncServiceClient<Channel>, random: &mut Random) -> anyhow::Result<()> {
         let picked = {
             let answered = self.answered.lock().unwrap();
@@ -305,15 +315,15 @@ impl Worker {
             let (addresses, answer) = answered[&id].clone();
             (id, addresses, answer)
         };
-        let (request_id, addresses, first) = picked;
-        let call = with_key(tokio_stream::iter(messages(&addresses, &request_id)), &self.key);
+        let (idempotency_key, addresses, first) = picked;
+        let call = with_key(tokio_stream::iter(messages(&addresses, &idempotency_key)), &self.key);
         if let Some(answer) = outcome(shared, None, client.import_entries(call)).await? {
             ensure!(answer == first, "a repeat was answered {answer:?}, and first {first:?}");
         }
         Ok(())
     }
 
-    /// Deletes the addresses, or all of this worker's by a filter.
+    /// Deletes the addresses, or all addresses of this worker by a filter.
     async fn delete(
         &self,
         shared: &Shared,
@@ -336,10 +346,10 @@ impl Worker {
         for address in &addresses {
             let belief = model.entry(address.clone()).or_default();
             least += i64::from(belief.known == Known::Present);
-            most += i64::from(belief.known != Known::Absent || belief.may_yet_come);
-            belief.may_yet_go |= answer.is_none();
+            most += i64::from(belief.known != Known::Absent || belief.may_be_stored_later);
+            belief.may_be_deleted_later |= answer.is_none();
             belief.known = match (answer.is_some(), belief.known) {
-                (true, _) if belief.may_yet_come => Known::Either,
+                (true, _) if belief.may_be_stored_later => Known::Either,
                 (true, _) | (false, Known::Absent) => Known::Absent,
                 (false, _) => Known::Either,
             };
@@ -366,17 +376,17 @@ impl Worker {
             let belief = model.get(email).copied().unwrap_or_default();
             ensure!(
                 result.suppressed || belief.known != Known::Present,
-                "CLEAR was said of an address that is on the list: {email}"
+                "CLEAR was reported for an address that is on the list: {email}"
             );
-            let is_absent = belief.known == Known::Absent && !belief.may_yet_come;
-            ensure!(!(result.suppressed && is_absent), "suppressed was said of an address that is not on the list: {email}");
+            let is_absent = belief.known == Known::Absent && !belief.may_be_stored_later;
+            ensure!(!(result.suppressed && is_absent), "suppressed was reported for an address that is not on the list: {email}");
         }
         Ok(())
     }
 }
 
-fn messages(addresses: &[String], request_id: &str) -> Vec<ImportEntriesRequest> {
-    let options = ImportOptions { request_id: request_id.to_owned(), ..ImportOptions::default() };
+fn messages(addresses: &[String], idempotency_key: &str) -> Vec<ImportEntriesRequest> {
+    let options = ImportOptions { request_id: idempotency_key.to_owned(), ..ImportOptions::default() };
     let message = |part: &[String]| ImportEntriesRequest {
         entries: part.iter().map(|email| Entry { email: email.clone(), ..Entry::default() }).collect(),
         options: Some(options.clone()),
@@ -385,7 +395,7 @@ fn messages(addresses: &[String], request_id: &str) -> Vec<ImportEntriesRequest>
     addresses.chunks(4_000).map(message).collect()
 }
 
-/// What is killed, and what runs.
+/// The processes under test, and the workers.
 struct Scene {
     program: PathBuf,
     postgres: PrivatePostgres,
@@ -420,8 +430,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Causes one fault, and takes it back.
-    async fn harm(&mut self, random: &mut Random) -> anyhow::Result<&'static str> {
+    /// Causes one fault, and repairs it.
+    async fn cause_fault(&mut self, random: &mut Random) -> anyhow::Result<&'static str> {
         let moment = Duration::from_millis(random.below(400));
         Ok(match random.below(8) {
             0 | 1 => {
@@ -451,7 +461,7 @@ impl Scene {
                 let one =
                     "SELECT pid FROM pg_stat_activity WHERE application_name = 'dnc' ORDER BY state = 'idle', random() LIMIT 1";
                 let pid: Option<i32> = sqlx::query_scalar(one).fetch_optional(&mut admin).await?;
-                // PostgreSQL then restarts all of itself.
+                // PostgreSQL then restarts all of its processes.
                 signal(pid.and_then(|pid| pid.try_into().ok()), "KILL");
                 "one backend killed"
             }
@@ -481,7 +491,8 @@ impl Scene {
         })
     }
 
-    /// Waits until every server answers, then compares everything there is with the models. No operation runs meanwhile.
+    /// Waits until every server answers, then compares the whole list with the models. No operation
+    /// runs meanwhile.
     async fn verify(&mut self) -> anyhow::Result<()> {
         let shared = self.shared.clone();
         let _none_runs = shared.gate.write().await;
@@ -507,7 +518,8 @@ impl Scene {
                     AND query NOT LIKE '%pg_stat_activity%'";
         let began = Instant::now();
         while sqlx::query_scalar::<_, i64>(open).fetch_one(&mut admin).await? > 0 {
-            // A backend whose connection is dead ends by itself, at the latest when its transaction has been idle for 10 s.
+            // A backend with a dead connection ends by itself, at the latest when its transaction
+            // has been idle for 10 s.
             ensure!(began.elapsed() < Duration::from_secs(40), "transactions stay open");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -530,7 +542,7 @@ impl Scene {
                     match belief.known {
                         Known::Present => ensure!(is_there, "an acknowledged entry is missing: {address}"),
                         Known::Absent => {
-                            ensure!(!is_there || belief.may_yet_come, "an acknowledged deletion left its entry: {address}")
+                            ensure!(!is_there || belief.may_be_stored_later, "an acknowledged deletion left its entry: {address}")
                         }
                         Known::Either => {}
                     }
@@ -545,16 +557,17 @@ impl Scene {
             let logs = "SELECT COALESCE((SELECT sum(imported) FROM imports WHERE workspace_id = $1), 0)::bigint,
                             COALESCE((SELECT sum(deleted) FROM deletions WHERE workspace_id = $1), 0)::bigint";
             let (imported, deleted): (i64, i64) = sqlx::query_as(logs).bind(workspace.0).fetch_one(&mut admin).await?;
-            // An import of several batches that broke may have stored more than its row in the log says, never less.
+            // A failed import of several batches may have stored more than its row in the log says,
+            // never less.
             ensure!(imported - deleted <= listed, "the logs say {imported} imported and {deleted} deleted, the list {listed}");
         }
-        // Nothing is asked of connections that a fail-over left behind.
+        // Connections that a fail-over left dead are not examined.
         Ok(())
     }
 }
 
 /// Why a worker ended, which none does by itself.
-fn why(ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>) -> String {
+fn cause_of_end(ended: Option<Result<anyhow::Result<()>, tokio::task::JoinError>>) -> String {
     match ended {
         Some(Ok(Err(error))) => format!("{error:#}"),
         other => format!("{other:?}"),
@@ -632,15 +645,15 @@ async fn run(options: &Options) -> anyhow::Result<()> {
         let random = &mut Random::of(options.seed, 0, kill);
         let pause = Duration::from_millis(100 + random.below(500));
         let fault = tokio::select! {
-            ended = running.join_next() => bail!("fault {kill}: {}", why(ended)),
+            ended = running.join_next() => bail!("fault {kill}: {}", cause_of_end(ended)),
             fault = async {
                 tokio::time::sleep(pause).await;
-                scene.harm(random).await
+                scene.cause_fault(random).await
             } => fault.with_context(|| format!("fault {kill}"))?,
         };
         shared.count(fault);
         tokio::select! {
-            ended = running.join_next() => bail!("after fault {kill}, {fault}: {}", why(ended)),
+            ended = running.join_next() => bail!("after fault {kill}, {fault}: {}", cause_of_end(ended)),
             verified = scene.verify() => verified.with_context(|| format!("after fault {kill}, {fault}"))?,
         }
         if (kill + 1) % 50 == 0 {

@@ -1,4 +1,5 @@
-//! What the benchmarks of the whole service share: a database of their own, and a service in front of it.
+//! Shared by the benchmarks of the whole service: a database of their own, and a service that uses
+//! it.
 
 use std::{
     ffi::OsString,
@@ -20,10 +21,11 @@ use dnc::{
     store::Store,
 };
 
-/// A durable private PostgreSQL with a database, which is gone when the last clone of this is.
+/// A durable private PostgreSQL with a database. Both are deleted when the last clone of this is
+/// dropped.
 #[derive(Clone)]
 pub struct Database {
-    // Dropped first, so that the server has stopped when its directory goes.
+    // Dropped first, so that the server has stopped when its directory is deleted.
     pub postgres: Arc<PrivatePostgres>,
     pub url: String,
     _dir: Arc<tempfile::TempDir>,
@@ -41,7 +43,7 @@ impl Database {
     }
 }
 
-/// What a server is started with unless told otherwise, on free ports.
+/// The default options of a server, on free ports.
 pub fn options() -> ServerOptions {
     #[derive(Parser)]
     struct Flags {
@@ -52,7 +54,7 @@ pub fn options() -> ServerOptions {
     Flags::parse_from(fixed.map(OsString::from)).server
 }
 
-/// A running service and a key for it.
+/// A service in this process, and a key for it.
 pub struct Service {
     pub grpc_url: String,
     pub workspace: WorkspaceId,
@@ -60,7 +62,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Migrates the database and serves it in this process, until the process ends.
+    /// Migrates the database and serves it in this process until the process ends.
     pub async fn start(database_url: &str) -> anyhow::Result<(Self, Store)> {
         let (store, workspace, key) = tenant(database_url).await?;
         let bound = Bound::service(store.clone(), &options()).await?;
@@ -70,7 +72,7 @@ impl Service {
     }
 }
 
-/// Migrates a database, and makes a workspace with a key.
+/// Migrates a database, and creates a workspace with a key.
 pub async fn tenant(database_url: &str) -> anyhow::Result<(Store, WorkspaceId, String)> {
     let store = server::store(database_url, &options().database)?;
     store.migrate().await?;
@@ -79,7 +81,7 @@ pub async fn tenant(database_url: &str) -> anyhow::Result<(Store, WorkspaceId, S
     Ok((store, workspace, key))
 }
 
-/// The program itself, serving in a process of its own until this is dropped.
+/// The program itself, serving in a separate process until this is dropped.
 pub struct Served {
     process: Child,
     pub http_url: String,
@@ -88,7 +90,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts it with its defaults, on free ports and a migrated database.
+    /// Starts it with default options, on free ports. The database must be migrated.
     pub async fn start(database_url: &str, key: String) -> anyhow::Result<Self> {
         let mut process = Command::new(env!("CARGO_BIN_EXE_dnc"))
             .args(["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--log-format", "json"])
@@ -101,7 +103,7 @@ impl Served {
         let serving: serde_json::Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         let url = |name: &str| serving[name].as_str().map(str::to_owned).with_context(|| line.clone());
         let (http_url, grpc_url) = (url("http")?, url("grpc")?);
-        // What it logs must go somewhere, or it would wait.
+        // The log must be read, or the program would block when the pipe is full.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Ok(Self { process, http_url, grpc_url, key })
     }
@@ -118,7 +120,8 @@ impl Drop for Served {
     }
 }
 
-/// Processor time of a process with its children, those that have ended included; none where there is no `/proc`.
+/// The processor time of a process and its children, including those that have ended; `None` where
+/// there is no `/proc`.
 pub fn cpu_secs_of(pid: u32) -> Option<f64> {
     let mut ticks: u64 = stat(pid)?[UTIME..UTIME + 4].iter().sum();
     for process in fs::read_dir("/proc").ok()?.flatten() {
@@ -131,39 +134,41 @@ pub fn cpu_secs_of(pid: u32) -> Option<f64> {
     Some(ticks as f64 / TICKS_PER_SEC)
 }
 
-/// Processor time of this process alone.
+/// The processor time of this process without its children.
 pub fn own_cpu_secs() -> Option<f64> {
     let fields = stat(std::process::id())?;
     Some((fields[UTIME] + fields[UTIME + 1]) as f64 / TICKS_PER_SEC)
 }
 
-/// Linux counts processor time in hundredths for every program, whatever its own clock.
+/// Linux reports processor time to programs in hundredths of a second, whatever the clock of the
+/// kernel.
 const TICKS_PER_SEC: f64 = 100.0;
 
-/// The place of a process's own time in [`stat`]; the kernel's for it, and both of children that have ended, come after.
+/// The index of a process's own user time in [`stat`]. Its kernel time, and both times of its ended
+/// children, follow.
 const UTIME: usize = 10;
 
-/// The numbers of proc(5) from the parent's id on.
+/// The fields of `/proc/PID/stat` (proc(5)) from the parent's id on.
 fn stat(pid: u32) -> Option<Vec<u64>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // What comes before is the name, which may have spaces in it.
+    // The name comes before them, and may contain spaces.
     Some(stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(|field| field.parse().unwrap_or_default()).collect())
 }
 
-/// The most memory a process has held at once since [`reset_peak_of`].
+/// The peak memory of a process since [`reset_peak_of`].
 pub fn peak_bytes_of(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
 }
 
-/// Begins to look for the peak anew.
+/// Resets the peak memory of a process.
 pub fn reset_peak_of(pid: u32) {
-    // Where that is not allowed the peak is that of the process's whole life.
+    // Where that is not permitted, the peak is that of the whole life of the process.
     let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }
 
-/// The middle one of some measurements.
+/// The median of some measurements.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

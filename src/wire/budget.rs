@@ -1,8 +1,10 @@
-//! How many bytes all calls together may have in work, so that the memory of a server has a limit whatever is sent to it.
+//! The limit of the bytes that all calls together may have in work. It bounds the memory of a
+//! server whatever is sent to it.
 //!
-//! A call takes a permit for what its request needs before the request is read, and holds it until the request is worked off. One owner
-//! (a workspace, or the credentials of an HTTP caller) holds a quarter at most, so that nobody waits because of one other alone. Both limits
-//! are tokio's semaphores, which serve in order and lose nothing when a waiting call is dropped.
+//! A call takes a permit for the bytes of its request before the request is read, and holds it
+//! until the request is processed. One owner (a workspace, or the credentials of an HTTP caller)
+//! holds a quarter at most, so that no other owner waits because of it alone. Both limits are tokio
+//! semaphores, which serve in order and lose nothing when a waiting call is dropped.
 
 use std::{
     collections::HashMap,
@@ -13,20 +15,20 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a call waits for its bytes before it is refused.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Bytes are counted in units of this size, since a semaphore counts in `u32`.
 const UNIT_BYTES: usize = 1 << 10;
 
-/// One owner may hold this part of the whole.
+/// One owner may hold the whole divided by this.
 const OWNER_PART: u32 = 4;
 
-/// Too much is in work; the call should be sent again a little later.
+/// The limit of bytes in work is reached. The call may be sent again a little later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too much in work")]
 pub struct Exhausted;
 
-/// The bytes that may be in work. Cheap to clone; all clones share them.
+/// The bytes that may be in work. Cheap to clone; all clones share the limit.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Inner>);
 
@@ -37,7 +39,7 @@ struct Inner {
     owners: Mutex<HashMap<u64, Weak<Semaphore>>>,
 }
 
-/// Bytes that are taken from a [`Budget`] until this is dropped.
+/// Bytes taken from a [`Budget`], until this is dropped.
 #[derive(Debug)]
 pub struct Permit {
     owner: OwnedSemaphorePermit,
@@ -46,7 +48,7 @@ pub struct Permit {
 }
 
 impl Budget {
-    /// A budget of `bytes_max`; 4 KiB at least.
+    /// Creates a budget of `bytes_max` bytes, at least 4 KiB.
     pub fn new(bytes_max: usize) -> Self {
         let units = u32::try_from(bytes_max / UNIT_BYTES).unwrap_or(u32::MAX).clamp(OWNER_PART, u32::MAX >> 3);
         Self(Arc::new(Inner {
@@ -56,8 +58,9 @@ impl Budget {
         }))
     }
 
-    /// Takes `bytes` for `owner`, and waits up to five seconds for them. A request that is larger than an owner's part counts as all of that part, so
-    /// that it is served when nothing else of its owner is in work.
+    /// Takes `bytes` for `owner`, and waits for them up to five seconds. A request that is larger
+    /// than an owner's part counts as that whole part, so it is served when nothing else of its
+    /// owner is in work.
     ///
     /// # Errors
     /// [`Exhausted`] when the bytes did not become free in time.
@@ -74,7 +77,7 @@ impl Budget {
             return part;
         }
         if owners.len() == owners.capacity() {
-            // Instead of growing: owners that hold nothing and wait for nothing are forgotten.
+            // Instead of growing: owners that hold nothing and wait for nothing are removed.
             owners.retain(|_, part| part.strong_count() > 0);
         }
         let part = Arc::new(Semaphore::new(self.0.owner_units_max as usize));
@@ -84,10 +87,12 @@ impl Budget {
 }
 
 impl Permit {
-    /// Changes the number of bytes held. What is too much is given back at once; for more it waits as [`Budget::acquire`] does.
+    /// Changes the number of bytes held. Excess bytes are released at once; for more bytes it waits
+    /// as [`Budget::acquire`] does.
     ///
     /// # Errors
-    /// [`Exhausted`] when the bytes did not become free in time; what was held is still held.
+    /// [`Exhausted`] when the bytes did not become free in time; the permit then holds what it held
+    /// before.
     pub async fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
         let (wanted, held) = (units(bytes, self.owner_units_max), self.total.num_permits() as u32);
         if wanted > held {
@@ -100,10 +105,10 @@ impl Permit {
         Ok(())
     }
 
-    /// Gives back at once what is held beyond `bytes`.
+    /// Releases at once what is held beyond `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let (wanted, held) = (units(bytes, self.owner_units_max) as usize, self.total.num_permits());
-        // Dropping what was split off gives it back.
+        // Dropping the split-off part releases it.
         self.owner.split(held.saturating_sub(wanted));
         self.total.split(held.saturating_sub(wanted));
     }
@@ -113,7 +118,7 @@ fn units(bytes: usize, units_max: u32) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, units_max)
 }
 
-/// From the owner's part first: a wait there holds nothing of the whole.
+/// The owner's part comes first: a wait there holds nothing of the whole.
 async fn take(
     part: Arc<Semaphore>,
     total: Arc<Semaphore>,
@@ -124,7 +129,7 @@ async fn take(
         let total = total.acquire_many_owned(units).await.map_err(|_| Exhausted)?;
         Ok((owner, total))
     };
-    tokio::time::timeout(PATIENCE, both).await.map_err(|_| Exhausted)?
+    tokio::time::timeout(WAIT_MAX, both).await.map_err(|_| Exhausted)?
 }
 
 #[cfg(test)]
@@ -149,12 +154,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_whole_has_an_end_and_comes_back() {
+    async fn the_whole_is_limited_and_is_released() {
         let budget = Budget::new(4 * MIB);
         let held: Vec<_> = futures_util::future::join_all((0..4).map(|owner| budget.acquire(owner, 9 * MIB))).await;
         assert!(held.iter().all(Result::is_ok));
         assert_eq!(budget.acquire(9, 1).await.unwrap_err(), Exhausted);
-        // A call that is given up while it waits leaves nothing behind.
+        // A call that is dropped while it waits leaves nothing behind.
         assert!(budget.acquire(8, MIB).now_or_never().is_none());
         drop(held);
         assert_eq!(budget.0.total.available_permits(), 4 * MIB / UNIT_BYTES);
@@ -176,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn owners_that_hold_nothing_are_forgotten() {
+    async fn owners_that_hold_nothing_are_removed() {
         let budget = Budget::new(MIB);
         for owner in 0..10_000 {
             budget.acquire(owner, 1).await.unwrap();

@@ -1,7 +1,7 @@
-//! How messages are read from the wire: as tonic's own codec for prost does it, but from one slice.
+//! A codec that decodes as tonic's own codec for prost does, but from one slice.
 //!
-//! tonic hands over a message as a buffer that is walked byte by byte through several layers. prost reads a plain
-//! slice several times as fast.
+//! tonic passes a message as a buffer that is read byte by byte through several layers. prost
+//! decodes a plain slice several times as fast.
 
 use std::marker::PhantomData;
 
@@ -12,7 +12,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-/// Writes `T` and reads `U`. Named in `build.rs`, for all generated code.
+/// Encodes `T` and decodes `U`. `build.rs` names it for all generated code.
 #[derive(Clone, Debug)]
 pub struct SliceCodec<T, U>(PhantomData<(T, U)>);
 
@@ -37,7 +37,7 @@ impl<T: Message + Send + 'static, U: Message + Default + Send + 'static> Codec f
     }
 }
 
-/// The reading half.
+/// The decoder of [`SliceCodec`].
 #[derive(Clone, Debug)]
 pub struct SliceDecoder<U>(PhantomData<U>);
 
@@ -46,7 +46,7 @@ impl<U: Message + Default> Decoder for SliceDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // Takes the bytes over without copying them.
+        // This takes over the bytes without a copy.
         let message = buffer.copy_to_bytes(buffer.remaining());
         U::decode(message.as_ref()).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
@@ -64,7 +64,7 @@ mod tests {
     use crate::wire::proto::{Entry, ImportEntriesRequest};
 
     #[test]
-    fn messages_are_the_same_in_any_pieces() {
+    fn messages_decode_the_same_in_any_pieces() {
         let entry = |email: &str| Entry { email: email.to_owned(), ..Entry::default() };
         let entries = vec![entry("a@example.com"), entry(&"b".repeat(300))];
         let sent = [
@@ -74,7 +74,7 @@ mod tests {
         ];
         let mut bytes = Vec::new();
         for message in &sent {
-            // gRPC over HTTP/2: a flag for compression and the length stand before each message.
+            // In gRPC over HTTP/2 a compression flag and the length come before each message.
             bytes.push(0);
             bytes.extend((message.encoded_len() as u32).to_be_bytes());
             message.encode(&mut bytes).expect("a vector has room");

@@ -1,4 +1,5 @@
-//! Ties something to the body of an answer: what a call holds is given back when the last of its answer has been taken, or the caller is gone.
+//! Ties a resource to a response body: what a call holds is released when the body has been sent,
+//! or when the caller is gone.
 
 use std::{
     pin::Pin,
@@ -7,7 +8,8 @@ use std::{
 
 use http_body::{Body, Frame, SizeHint};
 
-/// A body that holds `T` (the token of a drain, a permit) until it is dropped.
+/// A body that holds `T` (such as a permit, or the token that a drain waits for) until it is
+/// dropped.
 #[derive(Debug)]
 pub struct Running<B, T> {
     body: B,
@@ -15,7 +17,7 @@ pub struct Running<B, T> {
 }
 
 impl<B, T> Running<B, T> {
-    /// `body`, as part of a call that holds `held`.
+    /// Wraps `body`, and holds `held` with it.
     pub fn new(body: B, held: T) -> Self {
         Self { body, _held: held }
     }
