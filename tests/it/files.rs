@@ -1,5 +1,5 @@
-//! Files, over real HTTP and by the real command: both read the same, and a mailing list comes back
-//! row for row.
+//! Files over HTTP and with the command: both read them alike, and a mailing list is answered row
+//! by row.
 
 use std::{
     collections::BTreeMap,
@@ -35,12 +35,12 @@ async fn post(server: &TestServer, path: &str, media_type: &str, body: impl Into
     request.header("content-type", media_type).body(body).send().await.unwrap()
 }
 
-/// What became of a file: its entries (type, reason, time) by their addresses; the causes by their
-/// lines; how many were excluded; or why it is no list.
-type Became = Result<(BTreeMap<String, String>, Vec<(u64, String)>, u64), String>;
+/// The outcome of a file: its entries (type, reason, time) by address, the causes by line, and how
+/// many rows were excluded; or why the file was refused.
+type FileOutcome = Result<(BTreeMap<String, String>, Vec<(u64, String)>, u64), String>;
 
-/// By `dnc import --dry-run`.
-fn rehearsed(server: &TestServer, dir: &Path, file: &str) -> Became {
+/// The outcome of `dnc import --dry-run`.
+fn dry_run(server: &TestServer, dir: &Path, file: &str) -> FileOutcome {
     let output = dnc(server, dir, &["import", "--dry-run", file]).output().unwrap();
     if !output.status.success() {
         return Err(said(&output));
@@ -59,8 +59,8 @@ fn rehearsed(server: &TestServer, dir: &Path, file: &str) -> Became {
     Ok((entries, causes, excluded))
 }
 
-/// Over HTTP. The list is empty again afterwards.
-async fn imported(server: &TestServer, media_type: &str, file: &[u8]) -> Became {
+/// The outcome of an import over HTTP. Empties the list afterwards.
+async fn imported(server: &TestServer, media_type: &str, file: &[u8]) -> FileOutcome {
     let response = post(server, "/v1/dnc/import", media_type, file.to_vec()).await;
     if response.status() != 200 {
         return Err(error(response).await["message"].as_str().unwrap().to_owned());
@@ -73,7 +73,7 @@ async fn imported(server: &TestServer, media_type: &str, file: &[u8]) -> Became 
     let page: Value = page.json().await.unwrap();
     let text = |entry: &Value, name: &str| entry[name].as_str().unwrap().to_owned();
     let entries = page["data"].as_array().unwrap().iter().map(|entry| {
-        // Where no time was given, it is that of the import.
+        // An entry without a time has that of the import.
         let at = Some(text(entry, "unsubscribedAt")).filter(|at| *at != text(entry, "createdAt")).unwrap_or_default();
         (text(entry, "email"), format!("{} {} {at}", text(entry, "entryType"), text(entry, "reason")))
     });
@@ -85,7 +85,7 @@ async fn imported(server: &TestServer, media_type: &str, file: &[u8]) -> Became 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_means_the_same_over_http_and_by_the_command() {
+async fn a_file_is_read_alike_over_http_and_by_the_command() {
     const CSV: &str = "text/csv";
     const NDJSON: &str = "application/x-ndjson";
     let server = TestServer::start().await;
@@ -130,10 +130,10 @@ async fn a_file_means_the_same_over_http_and_by_the_command() {
     for (media_type, file) in texts.chain([(CSV, long.into_bytes()), (CSV, utf16)]) {
         fs::write(dir.path().join("list"), &file).unwrap();
         let shown = String::from_utf8_lossy(&file[..file.len().min(80)]).into_owned();
-        match (rehearsed(&server, dir.path(), "list"), imported(&server, media_type, &file).await) {
+        match (dry_run(&server, dir.path(), "list"), imported(&server, media_type, &file).await) {
             (Ok(by_command), Ok(over_http)) => assert_eq!(by_command, over_http, "{shown}"),
             (Err(by_command), Err(over_http)) => {
-                // Each adds its own advice; the cause is the same.
+                // Each adds its own advice to the same cause.
                 let cause = over_http.split_once("the file ").unwrap().1.split(';').next().unwrap();
                 assert!(by_command.contains(cause), "{shown}: {by_command} / {over_http}");
             }
@@ -144,7 +144,7 @@ async fn a_file_means_the_same_over_http_and_by_the_command() {
 }
 
 #[tokio::test]
-async fn people_who_may_be_written_to_are_counted_and_never_stored() {
+async fn excluded_rows_are_counted_and_never_stored() {
     let server = TestServer::start().await;
     let file = "email_address,status\na@example.com,unsubscribed\nb@example.com,subscribed\nc@example.com,cleaned\nd@example.com,pending\n";
     let excluded = |answer: Value| answer["data"].clone();
@@ -154,7 +154,7 @@ async fn people_who_may_be_written_to_are_counted_and_never_stored() {
     assert_eq!(reasons, [("a@example.com".into(), "unsubscribe_link".into()), ("c@example.com".into(), "bounce".into())]);
     let again = post(&server, "/v1/dnc", "text/csv", "email\nx@example.com\n").await.json::<Value>().await.unwrap();
     assert_eq!(excluded(again), json!({"added": 1, "skipped": 0}), "only if there are any");
-    // What the columns do not tell can be said.
+    // The caller can name the provider when the columns do not show it.
     let guess = "email,created\ny@example.com,1577934245\n";
     post(&server, "/v1/dnc?from=sendgrid-spam-reports", "text/csv", guess).await;
     post(&server, "/v1/dnc?column=Mail", "text/csv", "Mail,x\nz@example.com,y@example.com\n").await;
@@ -170,13 +170,13 @@ async fn people_who_may_be_written_to_are_counted_and_never_stored() {
         assert_eq!(answer.status(), 400, "{query}");
         assert!(error(answer).await["message"].as_str().unwrap().contains(named), "{query}");
     }
-    // JSON stays the documented shape.
+    // JSON is accepted only in its documented form.
     let json_list = r#"[{"email_address":"e@example.com","status":"unsubscribed"}]"#;
     assert_eq!(post(&server, "/v1/dnc", "application/json", json_list).await.status(), 400);
 }
 
 #[tokio::test]
-async fn a_time_of_an_opt_out_survives_an_export() {
+async fn the_time_of_an_opt_out_survives_an_export() {
     let server = TestServer::start().await;
     let file = "email,reason,unsubscribedAt\na@example.com,asked,2020-01-02T03:04:05.678Z\n";
     post(&server, "/v1/dnc/import", "text/csv", file).await;
@@ -205,7 +205,7 @@ async fn a_time_of_an_opt_out_survives_an_export() {
 }
 
 #[tokio::test]
-async fn a_mailing_list_comes_back_row_for_row() {
+async fn a_mailing_list_is_answered_row_by_row() {
     let server = TestServer::start().await;
     server.import(vec![request(vec![email("a@example.com"), domain("b.com")])]).await.unwrap();
     let csv = "name;E-Mail\r\n\"Ann; A.\";A@example.com\r\nBob;bob@mail.b.com\r\nCid;cid@example.com\r\nDan;nobody\r\n";
@@ -227,7 +227,7 @@ async fn a_mailing_list_comes_back_row_for_row() {
     assert_eq!(rows[1], json!({"n": 2, "suppressed": true, "reason": null, "matched": null, "error": "INVALID_LINE"}));
     assert_eq!(rows[2]["suppressed"], false);
 
-    // A long one, whose every hundredth is suppressed.
+    // A long list, of which every hundredth address is suppressed.
     let many: String =
         (0..30_000).map(|n| if n % 100 == 0 { format!("u{n}@b.com,{n}\n") } else { format!("u{n}@example.com,{n}\n") }).collect();
     let answer = post(&server, "/v1/dnc/check", "text/csv", format!("email,n\n{many}")).await.text().await.unwrap();
@@ -252,11 +252,11 @@ async fn a_mailing_list_comes_back_row_for_row() {
 }
 
 #[tokio::test]
-async fn answers_to_a_mailing_list_that_break_off_do_not_look_complete() {
+async fn a_broken_answer_to_a_mailing_list_does_not_look_complete() {
     let server = TestServer::start().await;
     let many: String = (0..200_000).map(|n| format!("u{n}@example.com\n")).collect();
     let mut answer = post(&server, "/v1/dnc/check", "text/csv", format!("email\n{many}\"never closed\n")).await;
-    assert_eq!(answer.status(), 200, "it had begun");
+    assert_eq!(answer.status(), 200, "the answer had begun");
     let mut rows = 0;
     let broken = loop {
         match answer.chunk().await {
@@ -283,14 +283,14 @@ async fn a_mailing_list_is_split_in_two() {
     assert_eq!(read("clear.csv"), "n,email,note\n2,free@example.com,\n");
     assert_eq!(read("suppressed.csv"), "n,email,note\n1,A@example.com,\"x, y\"\n3,x@b.com,z\n4,nobody,\n");
     assert_eq!(printed(&output).split_whitespace().collect::<Vec<_>>(), ["clear", "1", "suppressed", "3"]);
-    // Documents of JSON become lines.
+    // A JSON document is written as lines.
     fs::write(dir.path().join("list.json"), "[{\"email\":\n\"x@b.com\"}, {\"email\":\"free@example.com\"}]").unwrap();
     let output = check(&["--file", "list.json", "--clear", "clear.json"]);
     assert_eq!((output.status.code(), read("clear.json").as_str()), (Some(3), "{\"email\":\"free@example.com\"}\n"));
     let output = check(&["--file", "clear.csv", "--suppressed", "none.csv"]);
     assert_eq!((output.status.code(), read("none.csv").as_str()), (Some(0), "n,email,note\n"));
 
-    // What was not checked to its end leaves no lists behind, and what is there stays.
+    // A check that does not complete writes no lists, and existing files stay.
     fs::write(dir.path().join("open.csv"), "email\nfree@example.com\n\"open\n").unwrap();
     let output = check(&["--file", "open.csv", "--clear", "clear.csv", "--suppressed", "new.csv"]);
     assert_eq!(output.status.code(), Some(1));
@@ -311,7 +311,7 @@ async fn a_mailing_list_is_split_in_two() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_done_to_rows_is_said_and_no_file_is_emptied() {
+async fn changes_to_rows_are_reported_and_no_file_is_overwritten() {
     let server = TestServer::start().await;
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();

@@ -93,7 +93,7 @@ async fn a_list_is_shown_page_by_page_and_summarized() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_selected_is_removed_only_when_it_is_confirmed() {
+async fn a_selection_is_removed_only_when_confirmed() {
     let server = TestServer::start().await;
     let bounced = numbered(0..30).map(|entry| Entry { reason: "bounce".into(), ..entry });
     server.import(vec![request(bounced.chain([email("a@example.com"), domain("b.com")]).collect())]).await.unwrap();
@@ -124,7 +124,7 @@ async fn what_is_selected_is_removed_only_when_it_is_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_has_seen_enough_is_no_failure() {
+async fn a_closed_standard_output_is_no_failure() {
     let server = TestServer::start().await;
     server.import(vec![request(numbered(0..20_000).collect())]).await.unwrap();
     for args in [&["export"][..], &["list", "--limit", "20000"]] {
@@ -140,7 +140,7 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_is_made_again_when_the_server_asks_for_it() {
+async fn a_call_is_retried_when_the_server_asks_for_it() {
     let server = TestServer::start_with(&["--requests-per-sec-max", "1"], &database().await).await;
     let said: String = (0..2).map(|_| dnc(&server, &["summary"]).1).collect();
     assert!(said.contains("Trying again in 1 s."), "{said}");

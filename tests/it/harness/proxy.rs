@@ -132,7 +132,8 @@ impl Proxy {
         self.all(Flow::Pass);
     }
 
-    /// A fail-over as a client sees it: the connections that exist stay silent for ever, new ones lead to the server of `url`.
+    /// A fail-over as a client sees it: the connections that exist stay silent for ever, new ones
+    /// lead to the server of `url`.
     pub fn fail_over(&self, url: &str) {
         self.existing(Flow::Stall);
         self.redirect(url);
