@@ -1,4 +1,5 @@
-//! What the service does when the link to its database, the database itself or its callers fail; and that nothing is left behind afterwards.
+//! The service while the link to its database, the database or its callers fail. Afterwards nothing
+//! is left behind.
 
 use std::{
     path::Path,
@@ -34,11 +35,13 @@ use crate::{
     },
 };
 
-/// When every call must have ended after the database fell silent, and when everything must work again after the database does.
+/// How soon every call must end after the database stops answering, and how soon every call must
+/// succeed after the database works again.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 const RECOVERED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Time in which this process, and with it the service, got to run: on a machine that is busy with other tests the clock says nothing about the service.
+/// Measures the time in which this process, and with it the service, could run. On a machine that
+/// is busy with other tests, the clock says nothing about the service.
 struct Stopwatch {
     steps: Arc<AtomicU32>,
     _counting: AbortOnDropHandle<()>,
@@ -64,7 +67,8 @@ impl Stopwatch {
     }
 }
 
-/// Calls every kind until it succeeds, and requires that all do so soon; then several of each at once, of which none may fail.
+/// Makes calls of every kind until they succeed, and asserts that all do so in time. Then makes
+/// several of each kind at once, of which none may fail.
 async fn require_recovery(client: &DncServiceClient<Upstream>, key: &str, round: usize) {
     let works_since = Arc::new(Stopwatch::start());
     let mut kinds = JoinSet::new();
@@ -89,13 +93,14 @@ async fn require_recovery(client: &DncServiceClient<Upstream>, key: &str, round:
     }
 }
 
-/// Requires that no session of a service is left in a transaction or a statement, that at most `connections_max` are there, and that the count which is kept is that of the rows.
+/// Asserts that no session of a service is left in a transaction or a statement, that it has at
+/// most `connections_max` of them, and that the maintained count is that of the rows.
 pub(crate) async fn require_nothing_left(server: &TestServer, connections_max: i64) {
     let sessions = "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity
                     WHERE application_name = 'dnc' AND datname = current_database() AND pid <> pg_backend_pid()";
-    // The service has one besides, to watch the link; and so has the store of the test, with four.
+    // The service has one more to watch the link. The store of the test has four and one.
     let sessions_max = connections_max + 1 + 5;
-    until("the sessions are idle and no more than there may be", || async {
+    until("the sessions are idle, and not too many", || async {
         let (all, busy): (i64, i64) = sqlx::query_as(sessions).fetch_one(&mut server.connection().await).await.unwrap();
         all <= sessions_max && busy == 0
     })
@@ -105,7 +110,7 @@ pub(crate) async fn require_nothing_left(server: &TestServer, connections_max: i
     assert_eq!(listed.total_size, server.count().await);
 }
 
-/// A server that sends everything back, with `mark` before each piece.
+/// A server that sends each byte back, with `mark` before it.
 async fn echo(mark: u8) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("tcp://{}", listener.local_addr().unwrap());
@@ -121,7 +126,7 @@ async fn echo(mark: u8) -> String {
 }
 
 #[tokio::test]
-async fn the_link_of_these_tests_does_what_is_asked_of_it() {
+async fn the_proxy_of_these_tests_works() {
     let (first, second) = (echo(b'1').await, echo(b'2').await);
     let link = Proxy::to(&first).await;
     let address = link.url(&first).trim_start_matches("tcp://").to_owned();
@@ -143,7 +148,7 @@ async fn the_link_of_these_tests_does_what_is_asked_of_it() {
     assert!(timeout(moment, ask(&mut old)).await.is_err());
     assert!(timeout(moment, ask(&mut new)).await.is_err());
     link.mend();
-    // What was sent into the stalled link arrives, and only once.
+    // The bytes that were sent into the stalled link arrive once.
     for connection in [&mut old, &mut new] {
         assert_eq!(answer(connection).await.unwrap(), *b"1x");
         assert_eq!(ask(connection).await.unwrap(), *b"1x");
@@ -151,7 +156,7 @@ async fn the_link_of_these_tests_does_what_is_asked_of_it() {
     link.fail_over(&second);
     assert!(timeout(moment, ask(&mut old)).await.is_err());
     assert_eq!(ask(&mut connect().await).await.unwrap(), *b"2x");
-    until("the closed one is noticed", || async { link.open() == 2 }).await;
+    until("the closed connection is noticed", || async { link.open() == 2 }).await;
     drop(old);
     until("a client that leaves a silent link is noticed", || async { link.open() == 1 }).await;
     link.existing(Flow::Lose);
@@ -174,9 +179,10 @@ async fn the_link_of_these_tests_does_what_is_asked_of_it() {
     until("all are closed", || async { link.open() == 0 }).await;
 }
 
-/// The whole story of a link that falls silent by `begin` and works again by `end`.
-async fn tell_of_silence(begin: impl AsyncFn(&Proxy), end: impl Fn(&Proxy, &str)) {
-    // One at a time: what each measures is time.
+/// Runs calls over a link that `begin` silences and `end` restores: before, during and after the
+/// silence.
+async fn test_silence(begin: impl AsyncFn(&Proxy), end: impl Fn(&Proxy, &str)) {
+    // One at a time, since each of these tests measures time.
     static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = TURN.lock().await;
     let database_url = database().await;
@@ -191,7 +197,8 @@ async fn tell_of_silence(begin: impl AsyncFn(&Proxy), end: impl Fn(&Proxy, &str)
     };
     until("ready", || async { status("/readyz").await.0 == 200 }).await;
 
-    // Some calls are at the database when it happens, one is between two messages, others come afterwards, more than there are connections.
+    // When the link falls silent, some calls are at the database and one is between two messages.
+    // Others follow, more than there are connections.
     let mut blocker = server.connection().await;
     sqlx::raw_sql("BEGIN; LOCK TABLE entries IN ACCESS EXCLUSIVE MODE").execute(&mut blocker).await.unwrap();
     let running = make_all(&client, &server.key, 10..11);
@@ -238,35 +245,35 @@ async fn tell_of_silence(begin: impl AsyncFn(&Proxy), end: impl Fn(&Proxy, &str)
         },
         require_recovery(&client, &server.key, 0)
     );
-    until("no more connections than there may be", || async { link.open() <= 16 }).await;
-    // The import that broke converges.
+    until("no more connections than are allowed", || async { link.open() <= 16 }).await;
+    // A repeat of the aborted import completes it.
     let answer = server.import(vec![request(numbered(50_000..60_000).collect())]).await.unwrap();
     assert_eq!(answer.imported + answer.skipped, 10_000);
     require_nothing_left(&server, 16).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_that_stalls_and_works_again() {
-    tell_of_silence(async |link| link.all(Flow::Stall), |link, _| link.mend()).await;
+async fn the_link_stalls_and_works_again() {
+    test_silence(async |link| link.all(Flow::Stall), |link, _| link.mend()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_whose_old_connections_stay_silent_while_new_ones_work() {
-    tell_of_silence(async |link| link.all(Flow::Stall), |link, url| link.fail_over(url)).await;
+async fn old_connections_stay_silent_while_new_ones_work() {
+    test_silence(async |link| link.all(Flow::Stall), |link, url| link.fail_over(url)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_that_loses_what_is_sent() {
-    tell_of_silence(async |link| link.all(Flow::Lose), |link, url| link.fail_over(url)).await;
+async fn the_link_loses_all_bytes() {
+    test_silence(async |link| link.all(Flow::Lose), |link, url| link.fail_over(url)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_cannot_even_be_connected_to() {
-    tell_of_silence(Proxy::unreachable, |link, url| link.fail_over(url)).await;
+async fn the_database_cannot_be_connected_to() {
+    test_silence(Proxy::unreachable, |link, url| link.fail_over(url)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_signal_ends_the_process_though_the_link_is_silent() {
+async fn a_second_signal_ends_the_process_while_the_link_is_silent() {
     let database_url = database().await;
     let keys = TestServer::start_with(&[], &database_url).await;
     let link = Proxy::to(&database_url).await;
@@ -283,7 +290,7 @@ async fn a_second_signal_ends_the_process_though_the_link_is_silent() {
     require_recovery(&client, &keys.key, 0).await;
     until("no descriptor is left behind", || async { served.descriptors().unwrap() <= descriptors + 10 }).await;
 
-    // The first one drains, and a call is running.
+    // A call runs when the first signal begins the drain.
     let (send, messages) = tokio::sync::mpsc::channel(1);
     let mut importer = client.clone();
     let import = with_key(ReceiverStream::new(messages), &keys.other_key);
@@ -300,7 +307,7 @@ async fn a_second_signal_ends_the_process_though_the_link_is_silent() {
     assert!(running.await.unwrap().is_err());
     all_of(waiting).await;
 
-    // One signal is enough for a server that has not begun to serve.
+    // One signal ends a server that does not serve yet.
     let mut starting = Served::spawn(program, &[], &link.url(&database_url)).unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     signal(starting.id(), "TERM");
@@ -308,7 +315,7 @@ async fn a_second_signal_ends_the_process_though_the_link_is_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_that_take_no_writes_are_given_up() {
+async fn read_only_sessions_are_closed() {
     let server = TestServer::start_with(&["--database-connections-max", "8"], &database().await).await;
     let client = server.upstream();
     let mut admin = server.connection().await;
@@ -317,7 +324,7 @@ async fn sessions_that_take_no_writes_are_given_up() {
         let statement = format!("ALTER DATABASE {name} {setting}");
         sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(admin).await.unwrap();
     };
-    // What connections find that reach a standby in the middle of a fail-over.
+    // The state of connections that reach a standby during a fail-over.
     set(&mut admin, "SET default_transaction_read_only = on").await;
     let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                WHERE application_name = 'dnc' AND datname = current_database() AND pid <> pg_backend_pid()";
@@ -334,7 +341,7 @@ async fn sessions_that_take_no_writes_are_given_up() {
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         assert!(status.get_details_retry_info().is_some());
     }
-    // A copy that lags behind must not answer a check either.
+    // A standby may lag behind, so it must not answer a check either.
     assert_eq!(Kind::CheckMany.make(client.clone(), &server.key, 0).await.unwrap_err().code(), Code::Unavailable);
     let ready = || async { http_client().get(format!("{}/readyz", server.http_url)).send().await.unwrap().status() };
     until("not ready", || async { ready().await == 503 }).await;
@@ -346,7 +353,7 @@ async fn sessions_that_take_no_writes_are_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_that_is_promoted_takes_over() {
+async fn a_promoted_standby_takes_over() {
     let mut old = OwnPostgres::start().await;
     let mut new = old.standby().await;
     let link = Proxy::to(&old.url).await;
@@ -360,7 +367,8 @@ async fn a_standby_that_is_promoted_takes_over() {
     send.send(request(numbered(0..15_000).collect())).await.unwrap();
     until("a batch is stored", || async { !server.rows(server.other_workspace).await.is_empty() }).await;
 
-    // The old server takes no more writes, and what it took has reached the new one, which is not promoted yet.
+    // The old server accepts no more writes. Those that it accepted have reached the new one, which
+    // is not promoted yet.
     let mut admin = server.connection().await;
     sqlx::raw_sql("ALTER SYSTEM SET default_transaction_read_only = on").execute(&mut admin).await.unwrap();
     sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut admin).await.unwrap();
@@ -379,7 +387,7 @@ async fn a_standby_that_is_promoted_takes_over() {
     let mut promoted = <sqlx::PgConnection as sqlx::Connection>::connect(&new.url).await.unwrap();
     assert!(sqlx::query_scalar::<_, bool>("SELECT pg_promote(true, 30)").fetch_one(&mut promoted).await.unwrap());
 
-    // From here on the test looks at the new one.
+    // From here on the test reads from the new server.
     let stored_before = server.rows(server.other_workspace).await.len();
     server.database_url.clone_from(&new.url);
     assert_eq!(server.rows(server.workspace).await, before);
@@ -398,7 +406,7 @@ async fn a_standby_that_is_promoted_takes_over() {
         acknowledged as usize <= stored && stored_before <= stored,
         "{acknowledged} acknowledged, {stored_before} then {stored} stored"
     );
-    // The old server is there all the while, and would answer that it does not know this address.
+    // The old server still runs, and would answer that this address is not suppressed.
     let import = with_key(tokio_stream::iter([request(vec![email("later@example.com")])]), &server.key);
     assert_eq!(client.clone().import_entries(import).await.unwrap().into_inner().imported, 1);
     let mut checks = JoinSet::new();
@@ -411,13 +419,13 @@ async fn a_standby_that_is_promoted_takes_over() {
     }
     assert!(all_of(checks).await.into_iter().all(|suppressed| suppressed));
     require_nothing_left(&server, 16).await;
-    // Faster than an orderly stop of both.
+    // This is faster than an orderly stop of both.
     new.end("QUIT").await;
     old.end("QUIT").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_is_stopped_or_killed_in_the_middle_of_an_import() {
+async fn a_database_stopped_or_killed_during_an_import_loses_nothing_acknowledged() {
     let mut postgres = OwnPostgres::start().await;
     let server = TestServer::start_with(&[], &postgres.url).await;
     let client = server.upstream();
@@ -441,7 +449,7 @@ async fn a_database_that_is_stopped_or_killed_in_the_middle_of_an_import() {
             Err(status) => {
                 assert_eq!(status.code(), Code::Unavailable, "{status:?}");
                 let counts = status.get_details_error_info().unwrap().metadata;
-                // Without any when it was refused at the door.
+                // There are no counts if the guard refused the call.
                 let count = |name: &str| counts.get(name).map_or(0, |count| count.parse::<u64>().unwrap());
                 let acknowledged = count("imported") + count("skipped");
                 assert!(acknowledged <= stored, "{acknowledged} acknowledged, {stored} stored");
@@ -456,7 +464,7 @@ async fn a_database_that_is_stopped_or_killed_in_the_middle_of_an_import() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_whose_connection_is_lost_is_tried_again() {
+async fn a_batch_whose_connection_is_lost_is_retried() {
     let server = TestServer::start().await;
     let (send, messages) = tokio::sync::mpsc::channel(1);
     let mut importer = server.client().await;
@@ -473,18 +481,18 @@ async fn a_batch_whose_connection_is_lost_is_tried_again() {
         }
     }
     drop(send);
-    let answer = importing.await.unwrap().expect("lost connections are no reason to fail").into_inner();
+    let answer = importing.await.unwrap().expect("lost connections do not fail the import").into_inner();
     assert_eq!((answer.imported + answer.skipped, answer.failed), (150_000, 0));
     assert_eq!(server.count().await, 150_000);
     require_nothing_left(&server, 16).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn scans_that_were_given_up_do_not_run_on() {
+async fn abandoned_scans_are_ended() {
     let database_url = database().await;
     let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&database_url).await.unwrap();
     let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&mut admin).await.unwrap();
-    // A function that filters call takes its time from now on, so that a scan takes ten seconds.
+    // Slows down a function that filters call, so that a scan takes ten seconds.
     let slow = format!(
         "CREATE FUNCTION public.strpos(text, text) RETURNS int LANGUAGE plpgsql AS
              'BEGIN PERFORM pg_sleep(0.05); RETURN pg_catalog.strpos($1, $2); END';
@@ -501,7 +509,7 @@ async fn scans_that_were_given_up_do_not_run_on() {
             tokio::time::sleep(Duration::from_millis(30 * number)).await;
             let filter = Some(EntryFilter { search: "nowhere".into(), ..EntryFilter::default() });
             let call = client.list_entries(with_key(ListEntriesRequest { filter, ..ListEntriesRequest::default() }, &key));
-            assert!(timeout(Duration::from_millis(150), call).await.is_err(), "a scan is not that fast");
+            assert!(timeout(Duration::from_millis(150), call).await.is_err(), "the scan ended too early");
         });
     }
     let scans = async |admin: &mut sqlx::PgConnection| {
@@ -521,14 +529,14 @@ async fn scans_that_were_given_up_do_not_run_on() {
     assert!((1..=2).contains(&most), "{most} scans at once");
     let left_at = Instant::now();
     while scans(&mut admin).await > 0 {
-        assert!(left_at.elapsed() < Duration::from_secs(5), "scans go on for callers that are gone");
+        assert!(left_at.elapsed() < Duration::from_secs(5), "scans run on for callers that are gone");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     require_nothing_left(&server, 16).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_pool_empties_and_leaves_nothing() {
+async fn a_full_pool_recovers_and_leaves_nothing() {
     let server = TestServer::start().await;
     let client = server.upstream();
     all_of(make_all(&client, &server.key, 0..2)).await;
@@ -537,15 +545,15 @@ async fn a_full_pool_empties_and_leaves_nothing() {
     let mut blocker = server.connection().await;
     sqlx::raw_sql("BEGIN; LOCK TABLE entries IN ACCESS EXCLUSIVE MODE").execute(&mut blocker).await.unwrap();
     let waiting = [make_all(&client, &server.key, 10..13), make_all(&client, &server.other_key, 10..13)];
-    until("every connection has a statement that waits", || async {
+    until("every connection has a waiting statement", || async {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        // One of the sixteen watches the link, and two answer for keys.
+        // One of the sixteen watches the link, and two are for the look-ups of keys.
         sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut server.connection().await).await.unwrap() >= 13
     })
     .await;
-    // A stranger and health need no place among them.
-    let stranger = Kind::CheckOne.make(client.clone(), "sk_nonsense", 0).await.unwrap_err();
-    assert_eq!(stranger.code(), Code::Unauthenticated);
+    // Unknown keys and health checks need none of these connections.
+    let unknown = Kind::CheckOne.make(client.clone(), "sk_nonsense", 0).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::Unauthenticated);
     assert_eq!(http_client().get(format!("{}/healthz", server.http_url)).send().await.unwrap().status(), 200);
     sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
     for calls in waiting {
@@ -559,7 +567,7 @@ async fn a_full_pool_empties_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_migration_that_fails_leaves_what_was_before_and_can_be_run_again() {
+async fn a_failed_migration_changes_nothing_and_can_be_repeated() {
     let url = database().await;
     let name = format!("{}_unmigrated", url.rsplit('/').next().unwrap());
     dnc::postgres::create_database(&url, &name, "template0").await.unwrap();
@@ -567,13 +575,13 @@ async fn a_migration_that_fails_leaves_what_was_before_and_can_be_run_again() {
     let program = Path::new(env!("CARGO_BIN_EXE_dnc"));
     let migrate = async || tokio::process::Command::new(program).arg("migrate").env("DATABASE_URL", &url).output().await.unwrap();
     let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&url).await.unwrap();
-    // Stands where a later migration wants to make its own.
+    // Takes the name of a table that a later migration creates.
     sqlx::raw_sql("CREATE TABLE secrets (x int)").execute(&mut admin).await.unwrap();
     for _ in 0..2 {
         let output = migrate().await;
         assert_eq!(output.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("migration 4"), "says which one");
-        assert!(Served::start(program, &[], &url).await.is_err(), "does not serve half a schema");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("migration 4"), "it names the migration");
+        assert!(Served::start(program, &[], &url).await.is_err(), "it does not serve an incomplete schema");
     }
     sqlx::raw_sql("DROP TABLE secrets").execute(&mut admin).await.unwrap();
     assert!(migrate().await.status.success());

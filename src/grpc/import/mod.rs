@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 
 use self::{
     claim::Claimed,
-    sink::{Rehearsing, Storing},
+    sink::{Counting, Storing},
 };
 use super::{
     StreamLimits,
@@ -33,8 +33,8 @@ use crate::{
 /// The reason of entries without one, when the call has no default reason.
 const DEFAULT_REASON: &str = "import";
 
-/// Entries that are processed in one go, so that streams of bad entries, which cost the most, keep no
-/// other call from the processor.
+/// Entries that are processed in one go, so that streams of bad entries, which cost the most, keep
+/// no other call from the processor.
 const TURN_ENTRIES: u64 = 256;
 
 /// Repeats that may wait at the same time.
@@ -69,7 +69,7 @@ pub(super) async fn run(
     let idempotency_key = convert::idempotency_key(options.request_id).map_err(status::from_error)?;
     let ids = ImportIds { workspace: principal.workspace, key: principal.key, import: ImportId::new() };
     let sink = if options.validate_only {
-        Sink::Rehearse(Rehearsing::new(store.clone(), ids))
+        Sink::Count(Counting::new(store.clone(), ids))
     } else {
         let claim = match idempotency_key {
             Some(idempotency_key) => {
@@ -105,7 +105,7 @@ struct Import {
 
 enum Sink {
     Store(Storing),
-    Rehearse(Rehearsing),
+    Count(Counting),
 }
 
 impl Import {
@@ -134,7 +134,7 @@ impl Import {
                                     messages.recheck().await?;
                                     match &mut self.sink {
                                         Sink::Store(storing) => storing.send(full, &mut self.tally).await?,
-                                        Sink::Rehearse(rehearsing) => rehearsing.send(full, &mut self.tally).await?,
+                                        Sink::Count(counting) => counting.send(full, &mut self.tally).await?,
                                     }
                                 }
                                 batch.push(&entry);
@@ -154,7 +154,7 @@ impl Import {
         messages.recheck().await?;
         match &mut self.sink {
             Sink::Store(storing) => storing.finish(batch, &mut self.tally).await,
-            Sink::Rehearse(rehearsing) => rehearsing.finish(batch, &mut self.tally).await,
+            Sink::Count(counting) => counting.finish(batch, &mut self.tally).await,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where the batches of an import go: into the table, or, with `validate_only`, through a rehearsal
+//! Where the batches of an import go: into the table, or, with `validate_only`, through a dry run
 //! that only counts.
 
 use tokio::task::{JoinError, JoinSet};
@@ -135,15 +135,15 @@ fn count(done: Result<Result<Stored, Error>, JoinError>, tally: &mut Tally) -> R
 
 /// Counts what batches would do, one after the other. With the first of several batches it begins
 /// to remember the addresses it has seen.
-pub(super) struct Rehearsing {
+pub(super) struct Counting {
     store: Store,
     ids: ImportIds,
-    rehearsal: Option<DryRun>,
+    dry_run: Option<DryRun>,
 }
 
-impl Rehearsing {
+impl Counting {
     pub(super) fn new(store: Store, ids: ImportIds) -> Self {
-        Self { store, ids, rehearsal: None }
+        Self { store, ids, dry_run: None }
     }
 
     /// Looks a batch up, and remembers its addresses.
@@ -152,8 +152,8 @@ impl Rehearsing {
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub(super) async fn send(&mut self, batch: Batch, tally: &mut Tally) -> Result<(), Error> {
         let received = batch.len() as u64;
-        let rehearsal = self.rehearsal.get_or_insert_with(|| self.store.begin_dry_run(self.ids.workspace));
-        let new = rehearsal.count_new(batch.into_sorted()).await?;
+        let dry_run = self.dry_run.get_or_insert_with(|| self.store.begin_dry_run(self.ids.workspace));
+        let new = dry_run.count_new(batch.into_sorted()).await?;
         tally.stored(received, new);
         Ok(())
     }
@@ -161,9 +161,9 @@ impl Rehearsing {
     /// Looks the last batch up.
     ///
     /// # Errors
-    /// As [`Rehearsing::send`].
+    /// As [`Counting::send`].
     pub(super) async fn finish(&mut self, last: Batch, tally: &mut Tally) -> Result<(), Error> {
-        if self.rehearsal.is_some() {
+        if self.dry_run.is_some() {
             return self.send(last, tally).await;
         }
         let received = last.len() as u64;

@@ -151,7 +151,7 @@ impl OwnPostgres {
         Self { server, url, dir }
     }
 
-    /// A copy of this server that follows it, and takes no writes until it is promoted.
+    /// A standby that follows this server, and accepts no writes until it is promoted.
     pub async fn standby(&self) -> Self {
         let dir = tempfile::Builder::new().prefix("dnc-test-").tempdir().unwrap();
         let process = PathBuf::from(format!("/proc/{}", self.server.pid().unwrap()));
@@ -160,7 +160,8 @@ impl OwnPostgres {
         let cluster = dir.path().join("cluster");
         std::fs::create_dir(&cluster).unwrap();
         std::os::unix::fs::chown(&cluster, Some(owner.uid()), Some(owner.gid())).unwrap();
-        // The server's user has to pass through the one, and to be alone in the other.
+        // The user of the server must be able to pass through the first directory, and must be the
+        // only one with access to the second.
         for (dir, mode) in [(dir.path(), 0o711), (&cluster, 0o700)] {
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
         }
@@ -168,7 +169,7 @@ impl OwnPostgres {
         copy.uid(owner.uid()).gid(owner.gid()).current_dir("/").args(["-R", "--checkpoint=fast", "--no-sync", "--pgdata"]);
         let copied = copy.arg(&cluster).args(["-d", &self.server.url("")]).output().unwrap();
         assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
-        // It has the users of the original, too.
+        // The standby has the users and passwords of the original.
         std::fs::copy(self.dir.path().join("password"), dir.path().join("password")).unwrap();
         let options = postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100 };
         let server = PrivatePostgres::start(options).await.unwrap();

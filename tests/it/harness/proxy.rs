@@ -132,14 +132,14 @@ impl Proxy {
         self.all(Flow::Pass);
     }
 
-    /// A fail-over as a client sees it: the connections that exist stay silent for ever, new ones
-    /// lead to the server of `url`.
+    /// A fail-over as a client sees it: existing connections stay silent forever, and new ones lead
+    /// to the server of `url`.
     pub fn fail_over(&self, url: &str) {
         self.existing(Flow::Stall);
         self.redirect(url);
     }
 
-    /// New connections lead to the server of `url`.
+    /// Leads new connections to the server of `url`.
     pub fn redirect(&self, url: &str) {
         *self.link.target.lock().unwrap() = host_and_port(url);
         self.new_ones(Flow::Pass);
