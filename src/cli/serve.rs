@@ -1,4 +1,4 @@
-//! `dnc serve` and `dnc gateway`, and the signals that end every server.
+//! `dnc serve` and `dnc gateway`, and the signals that stop a server.
 
 use std::time::Duration;
 
@@ -16,24 +16,25 @@ use crate::{
     store::Store,
 };
 
-/// How long the process may take to end by itself after the second signal.
+/// How long the process may take to end by itself after the second signal, before it is ended.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 
 const STORE_CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a gRPC server may take to accept a connection, and again for its part of the TLS
-/// handshake.
+/// How long a gRPC server may take to accept a connection, and as long again for the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection with a running call on which nothing was heard for this long is asked for a sign of
-/// life, and given up after as long again.
+/// A connection with a running call gets a ping after this long without any data, and is given up
+/// after as long again without an answer.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Args, Debug)]
 pub(super) struct ServeOptions {
     #[command(flatten)]
     database: DatabaseUrl,
-    /// Bring the schema up to date first, and do not refuse to start on a database that lacks migrations
+    /// Bring the database's schema up to date before serving
+    ///
+    /// Without it the server does not start on a database that lacks migrations.
     #[arg(long, env = "DNC_MIGRATE", value_parser = FalseyValueParser::new())]
     migrate: bool,
     #[command(flatten)]
@@ -42,10 +43,12 @@ pub(super) struct ServeOptions {
 
 #[derive(Args, Debug)]
 pub(super) struct GatewayOptions {
-    /// The gRPC server, as http://HOST:PORT or https://HOST:PORT
+    /// The gRPC server to call, as http://HOST:PORT or https://HOST:PORT
     #[arg(long, env = "DNC_UPSTREAM", value_name = "URL")]
     upstream: String,
-    /// A certificate authority to trust for the upstream besides the system's, PEM
+    /// A file with a certificate authority to trust beside the system's, PEM
+    ///
+    /// Needed when the upstream's certificate is signed by an authority of your own.
     #[arg(long, env = "DNC_UPSTREAM_CA", value_name = "FILE")]
     upstream_ca: Option<std::path::PathBuf>,
     #[command(flatten)]
@@ -80,9 +83,9 @@ pub(super) async fn gateway(options: GatewayOptions) -> anyhow::Result<()> {
     signals.serve(bound).await
 }
 
-/// Asks the upstream once whether it is there. It may come later, so the gateway serves all the
-/// same; but callers are told no more than "unavailable", and whoever runs the gateway must see the
-/// cause.
+/// Calls the upstream once, and logs why it cannot be reached. Callers of the gateway only see
+/// "unavailable"; its operator must see the cause. The gateway serves anyway, since the upstream
+/// may start later.
 async fn warn_unless_reachable(channel: Channel, url: String) {
     let mut health = HealthClient::new(channel);
     if let Err(status) = health.check(HealthCheckRequest::default()).await
@@ -92,7 +95,8 @@ async fn warn_unless_reachable(channel: Channel, url: String) {
     }
 }
 
-/// A connection to a gRPC server, which is made when it is first needed. `flag` names the URL in an error.
+/// A connection to a gRPC server. It is opened by the first call. `flag` is the option that errors
+/// name.
 pub(super) fn dial(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Result<Channel> {
     let endpoint = endpoint(flag, url, ca)?.initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
     Ok(endpoint.connect_lazy())
@@ -113,7 +117,7 @@ fn endpoint(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Resu
                 std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
             ));
         }
-        // A container may have no certificates of the system's own; the authority named is enough then.
+        // A container may have no certificates of the system. The authority in `ca` is enough then.
         endpoint = endpoint
             .clone()
             .tls_config(tls.clone().with_native_roots())
@@ -123,14 +127,15 @@ fn endpoint(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Resu
     Ok(endpoint)
 }
 
-/// SIGTERM and Ctrl-C: the first ends a server in order, the second ends the process within a second, whatever hangs.
+/// SIGTERM and Ctrl-C. The first signal drains the server. The second one ends the process within a
+/// second, whatever hangs.
 pub(super) struct Signals {
     first: CancellationToken,
     second: CancellationToken,
 }
 
 impl Signals {
-    /// Listens from now on, on a thread of its own: every other thread may hang.
+    /// Starts listening, on a thread of its own since every other thread may hang.
     pub(super) fn listen() -> anyhow::Result<Self> {
         let (first, second) = (CancellationToken::new(), CancellationToken::new());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -155,7 +160,7 @@ impl Signals {
         Ok(Self { first, second })
     }
 
-    /// Prepares what will be served, unless a signal comes first.
+    /// Waits for `prepare`, and fails if a signal comes first.
     pub(super) async fn unless_signalled<T>(&self, prepare: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         tokio::select! {
             prepared = prepare => prepared,
@@ -163,7 +168,7 @@ impl Signals {
         }
     }
 
-    /// Serves until the first signal, then drains; the second one stops at once.
+    /// Serves until the first signal, then drains until the second one.
     pub(super) async fn serve(&self, bound: Bound) -> anyhow::Result<()> {
         match bound.run(self.first.cancelled(), self.second.cancelled()).await? {
             Ended::Drained => Ok(()),
@@ -171,7 +176,7 @@ impl Signals {
         }
     }
 
-    /// Closes the connections to the database. One that no longer answers is left to the end of the process.
+    /// Closes the connections to the database. Those that no longer answer end with the process.
     pub(super) async fn close(&self, store: &Store) {
         tokio::select! {
             () = store.close() => {}

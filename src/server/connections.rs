@@ -1,8 +1,11 @@
-//! Who may stay connected. Descriptors and memory are limited, and whoever can reach a listener may open a connection without a key.
+//! Which connections stay open when there are too many.
 //!
-//! When a listener has as many connections as it may have, or one address has, a new one takes the place of one that does nothing: first of those
-//! that never made a call that was let in, then of those that rest, the longest rest first. So silent connections cannot keep others out, and no call
-//! that runs is cut off for them. Only when every connection has a call in work, the new one is closed at once.
+//! File descriptors and memory are limited, and anybody who can reach a listener can open a
+//! connection without a key. When a listener is full, or one client address has as many connections
+//! as it may have, a new connection replaces an idle one. Connections that never made an accepted
+//! call go first, then the others, the longest idle first. So idle connections cannot keep others
+//! out, and no running call is cut off to make room. Only when every connection has a call in work
+//! is the new one closed at once.
 
 use std::{
     collections::HashMap,
@@ -16,7 +19,7 @@ use std::{
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How often a full listener is worth a line in the log.
+/// The least time between two log lines that say a listener is full.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The connections of one listener.
@@ -34,22 +37,22 @@ struct Held {
     warned_at: Option<Instant>,
 }
 
-/// What a connection does, seen from outside.
+/// What a connection is doing. Shared by the connection and the table of all connections.
 #[derive(Debug)]
 pub(super) struct Activity {
     opened_at: Instant,
-    /// When the last call ended, in milliseconds after `opened_at`.
-    rested_at_ms: AtomicU64,
+    /// When the last call ended, in milliseconds since `opened_at`.
+    idle_since_ms: AtomicU64,
     /// Calls in work, of every kind.
     calls: AtomicU32,
     /// Calls in work that need a key.
     guarded_calls: AtomicU32,
-    /// True once a call was let in.
+    /// True once a call with a valid key was accepted.
     is_known: AtomicBool,
     displaced: CancellationToken,
 }
 
-/// The place of one connection; free again when this is dropped.
+/// The place of one connection in the table. Dropping it frees the place.
 #[derive(Debug)]
 pub(super) struct Place {
     number: u64,
@@ -73,7 +76,8 @@ impl Connections {
         self.max
     }
 
-    /// Finds a place for a connection from this address; none when all are in work.
+    /// A place for a new connection from `address`, or `None` when every other one has a call in
+    /// work.
     pub(super) fn place(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
         let address = counted_as(address);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,13 +86,11 @@ impl Connections {
         if from_there >= self.per_address_max || is_full {
             if held.warned_at.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
                 held.warned_at = Some(Instant::now());
-                tracing::warn!(
-                    connections = held.by_number.len(),
-                    "too many connections; new ones take the place of those that rest"
-                );
+                tracing::warn!(connections = held.by_number.len(), "too many connections; new ones replace idle ones");
             }
             let candidates = held.by_number.iter().filter(|(_, (other, _))| from_there < self.per_address_max || *other == address);
-            let (_, number) = candidates.filter_map(|(number, (_, activity))| Some((activity.worth()?, *number))).min()?;
+            let (_, number) =
+                candidates.filter_map(|(number, (_, activity))| Some((activity.replacement_order()?, *number))).min()?;
             if let Some((_, displaced)) = held.by_number.remove(&number) {
                 displaced.displaced.cancel();
             }
@@ -100,7 +102,8 @@ impl Connections {
     }
 }
 
-/// Whoever has one IPv6 address has its whole network of 64 bits.
+/// The address that a connection is counted under. A client with one IPv6 address usually has the
+/// whole 64-bit network, so that counts as one.
 fn counted_as(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -118,7 +121,7 @@ impl Activity {
     fn new() -> Self {
         Self {
             opened_at: Instant::now(),
-            rested_at_ms: AtomicU64::new(0),
+            idle_since_ms: AtomicU64::new(0),
             calls: AtomicU32::new(0),
             guarded_calls: AtomicU32::new(0),
             is_known: AtomicBool::new(false),
@@ -126,15 +129,15 @@ impl Activity {
         }
     }
 
-    /// Where the connection stands in the order in which places are given to others; none if it keeps its place.
-    fn worth(&self) -> Option<(bool, Instant)> {
+    /// The order in which connections are replaced, smallest first; `None` for one that must stay.
+    fn replacement_order(&self) -> Option<(bool, Instant)> {
         let is_in_work = self.guarded_calls.load(Ordering::Relaxed) > 0;
-        (!is_in_work).then(|| (self.is_known(), self.rested_at()))
+        (!is_in_work).then(|| (self.is_known(), self.idle_since()))
     }
 
-    /// Since when nothing has been in work here; the time of opening when nothing ever was.
-    pub(super) fn rested_at(&self) -> Instant {
-        self.opened_at + Duration::from_millis(self.rested_at_ms.load(Ordering::Relaxed))
+    /// Since when no call has been in work; the time of opening if there never was one.
+    pub(super) fn idle_since(&self) -> Instant {
+        self.opened_at + Duration::from_millis(self.idle_since_ms.load(Ordering::Relaxed))
     }
 
     /// True while a call of any kind is in work.
@@ -142,16 +145,16 @@ impl Activity {
         self.calls.load(Ordering::Relaxed) > 0
     }
 
-    /// True once a call that needs a key was let in.
+    /// True once a call that needs a key was accepted.
     pub(super) fn is_known(&self) -> bool {
         self.is_known.load(Ordering::Relaxed)
     }
 
-    pub(super) fn let_in(&self) {
+    pub(super) fn accepted(&self) {
         self.is_known.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until the place was given to another connection.
+    /// Waits until another connection has taken the place.
     pub(super) async fn displaced(&self) {
         self.displaced.cancelled().await;
     }
@@ -165,17 +168,18 @@ impl Call {
         Self { activity, is_guarded }
     }
 
-    /// The call was refused: what is left of it protects its connection no longer.
-    pub(super) fn refused(&mut self) {
+    /// Marks the call as rejected. From now on it no longer keeps its connection from being
+    /// replaced.
+    pub(super) fn rejected(&mut self) {
         self.activity.guarded_calls.fetch_sub(std::mem::take(&mut self.is_guarded).into(), Ordering::Relaxed);
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.refused();
-        let rested_at_ms = self.activity.opened_at.elapsed().as_millis() as u64;
-        self.activity.rested_at_ms.fetch_max(rested_at_ms, Ordering::Relaxed);
+        self.rejected();
+        let idle_since_ms = self.activity.opened_at.elapsed().as_millis() as u64;
+        self.activity.idle_since_ms.fetch_max(idle_since_ms, Ordering::Relaxed);
         self.activity.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -195,19 +199,19 @@ mod tests {
     }
 
     #[test]
-    fn strangers_make_room_before_known_ones_and_those_in_work_stay() {
+    fn connections_without_an_accepted_call_are_replaced_first_and_those_in_work_stay() {
         let connections = Connections::new(3, 3);
         let [known, working, silent] = [(); 3].map(|()| connections.place(ONE).unwrap());
-        known.activity.let_in();
+        known.activity.accepted();
         let call = Call::begin(working.activity.clone(), true);
         let newer = connections.place(TWO).unwrap();
         assert!(is_displaced(&silent) && !is_displaced(&known));
         let _work = Call::begin(newer.activity.clone(), true);
         let newest = connections.place(TWO).unwrap();
         assert!(is_displaced(&known));
-        let mut refused = Call::begin(newest.activity.clone(), true);
+        let mut rejected = Call::begin(newest.activity.clone(), true);
         assert!(connections.place(TWO).is_none(), "all are in work");
-        refused.refused();
+        rejected.rejected();
         assert!(connections.place(TWO).is_some());
         assert!(is_displaced(&newest) && !is_displaced(&working));
         drop(call);
@@ -215,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_takes_places_from_itself_alone() {
+    fn an_address_replaces_only_its_own_connections() {
         let connections = Connections::new(10, 2);
         let other = connections.place(TWO).unwrap();
         let [first, second] = [(); 2].map(|()| connections.place(ONE).unwrap());

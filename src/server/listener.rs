@@ -1,15 +1,18 @@
-//! One listener: accepts, finds a place, and serves each connection with a deadline for each of its phases. Not axum-server and tonic's own server, which
-//! wait for ever in most of these phases, have no limit of connections, and would need two sets of rules.
+//! One listener: accepts connections and serves them, with a deadline for each phase.
 //!
-//! | phase | ends after |
+//! axum-server and tonic's own server are not used: they wait without a limit in most of these
+//! phases, do not limit the number of connections, and would need the rules twice.
+//!
+//! | phase | the connection ends after |
 //! |---|---|
 //! | TLS handshake | 10 s |
-//! | until the first call, and after calls that were not let in | 30 s without a call |
-//! | after a call that was let in | 75 s without a call over HTTP/1, 5 minutes over HTTP/2 |
-//! | a peer over HTTP/2 that answers no ping | 50 s |
-//! | a peer that takes nothing of what is written to it | 60 s, unless set otherwise |
+//! | before the first accepted call | 30 s without a call |
+//! | after an accepted call | 75 s without a call over HTTP/1, 5 minutes over HTTP/2 |
+//! | an HTTP/2 peer that answers no ping | 50 s |
+//! | a peer that reads nothing of what is written to it | 60 s, unless set otherwise |
 //!
-//! An answer of which nothing is taken ends after the last of these times, too, on whatever connection (`timed_body`).
+//! The last time also holds for a single answer of which the peer reads nothing, whatever else
+//! happens on its connection (`timed_body`).
 
 use std::{
     convert::Infallible,
@@ -56,39 +59,42 @@ use super::{
 use crate::{gateway, wire::running::Running};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const STRANGER_TIMEOUT: Duration = Duration::from_secs(30);
-const HTTP1_REST_TIMEOUT: Duration = Duration::from_secs(75);
-const HTTP2_REST_TIMEOUT: Duration = Duration::from_secs(300);
+const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(30);
+const HTTP1_IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a connection that was told to close may take.
+/// How long a connection may take to close after it was asked to.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long accepting rests when the process or the system has no more descriptors.
+/// The pause before accepting again when no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections that may wait for their end beyond the limit, having made room for others.
+/// How many replaced connections may be closing beyond the limit.
 const DISPLACED_MAX: usize = 32;
 
-/// Larger than HTTP/2's default, which throttles a fast stream. Streams of a connection share its window, so that four which nobody reads stop it; see
-/// [`gateway::UPSTREAM_CALLS_MAX`].
+/// Larger than HTTP/2's default, which slows down a fast stream. The streams of a connection share
+/// its window: as many unread streams as [`gateway::UPSTREAM_CALLS_MAX`] fill it and stop the
+/// others.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = gateway::UPSTREAM_CALLS_MAX as u32 * STREAM_WINDOW_BYTES;
 
-/// The largest frame that a client may send; eight times HTTP/2's default, since each one has its price.
+/// The largest frame that a client may send: eight times HTTP/2's default, since each frame costs
+/// time.
 const FRAME_BYTES: u32 = 128 << 10;
 
 const STREAMS_MAX: u32 = 128;
 
-/// The longest target of a request, and the largest head with it.
+/// The longest path with query of a request, and the largest head that contains it.
 const TARGET_BYTES_MAX: usize = 16 << 10;
 const HEAD_BYTES_MAX: usize = 32 << 10;
 
-/// What hyper reads of a head. More than is allowed, so that nearly all that is too large is answered like any other request.
+/// How much of a head hyper reads. More than is allowed, so that nearly every head that is too
+/// large reaches [`too_large`] and is answered like any other request.
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// What is spoken on a listener.
+/// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     /// HTTP/1 and HTTP/2.
@@ -115,7 +121,7 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-/// What all connections of a listener share.
+/// What the connections of a listener share.
 #[derive(Clone, Debug)]
 struct Server {
     protocol: Protocol,
@@ -123,16 +129,16 @@ struct Server {
     builder: auto::Builder<TokioExecutor>,
     connections: Arc<Connections>,
     reader_timeout: Duration,
-    /// Bounds the descriptors of the listener, those on their way out included.
+    /// Limits the open sockets, those that are closing included.
     sockets: Arc<Semaphore>,
-    /// Connections close when no call is in work on them.
+    /// Cancelled: connections close as soon as no call is in work on them.
     closing: CancellationToken,
-    /// Connections end at once.
+    /// Cancelled: connections end at once.
     gone: CancellationToken,
     tasks: TaskTracker,
 }
 
-/// A listener that is served; its connections end at once when this is dropped.
+/// A running listener. Dropping it ends its connections at once.
 #[derive(Debug)]
 pub(super) struct Serving {
     accepting: AbortOnDropHandle<anyhow::Result<Infallible>>,
@@ -208,7 +214,7 @@ impl Listener {
                 }
             };
             is_out_of_files = false;
-            // Without a place it is closed at once.
+            // Without a place, the connection is closed at once.
             let Some(place) = self.server.connections.place(peer.ip()) else { continue };
             let (server, tls) = (self.server.clone(), self.tls.clone());
             self.server.tasks.spawn(async move {
@@ -223,7 +229,7 @@ impl Listener {
     }
 }
 
-/// An error that says something about one connection alone.
+/// True for an error that concerns one connection and not the listener.
 fn is_of_one_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
@@ -246,7 +252,7 @@ fn acceptor(protocol: Protocol, cert: &[u8], key: &[u8]) -> anyhow::Result<Tls> 
 
 fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HTTP1_REST_TIMEOUT).max_buf_size(BUFFER_BYTES);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HTTP1_IDLE_TIMEOUT).max_buf_size(BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -265,7 +271,7 @@ fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
 
 impl Server {
     async fn connection(self, stream: TcpStream, tls: Option<Tls>, place: &Place) {
-        // Without it small answers wait for the peer's acknowledgement of what came before.
+        // Otherwise a small answer waits until the peer has acknowledged the previous one.
         let _ = stream.set_nodelay(true);
         match tls {
             None => self.speak(stream, place).await,
@@ -296,18 +302,18 @@ impl Server {
         };
         let io = TokioIo::new(Wire::new(io, activity.clone(), self.reader_timeout));
         let mut connection = pin!(self.builder.serve_connection(io, TowerToHyperService::new(service)));
-        let rest_timeout = || match (activity.is_known(), is_http2.load(Ordering::Relaxed)) {
-            (false, _) => STRANGER_TIMEOUT,
-            (true, false) => HTTP1_REST_TIMEOUT,
-            (true, true) => HTTP2_REST_TIMEOUT,
+        let idle_timeout = || match (activity.is_known(), is_http2.load(Ordering::Relaxed)) {
+            (false, _) => FIRST_CALL_TIMEOUT,
+            (true, false) => HTTP1_IDLE_TIMEOUT,
+            (true, true) => HTTP2_IDLE_TIMEOUT,
         };
         loop {
-            let rests_too_long_at = if activity.has_calls() { Instant::now() } else { activity.rested_at() } + rest_timeout();
+            let idle_too_long_at = if activity.has_calls() { Instant::now() } else { activity.idle_since() } + idle_timeout();
             tokio::select! {
                 _ = connection.as_mut() => return,
                 () = self.closing.cancelled() => break,
-                () = tokio::time::sleep_until(rests_too_long_at) => {
-                    if !activity.has_calls() && activity.rested_at() + rest_timeout() <= Instant::now() {
+                () = tokio::time::sleep_until(idle_too_long_at) => {
+                    if !activity.has_calls() && activity.idle_since() + idle_timeout() <= Instant::now() {
                         break;
                     }
                 }
@@ -330,11 +336,11 @@ async fn answer(
         Some(status) => gateway::unreadable(status),
         None => router.oneshot(request).await?,
     };
-    // gRPC says a refusal in the head, and a success at the end.
+    // gRPC puts an early rejection into the head, and every other status into the trailers.
     if is_guarded && response.status().is_success() && !response.headers().contains_key("grpc-status") {
-        activity.let_in();
+        activity.accepted();
     } else {
-        call.refused();
+        call.rejected();
     }
     Ok(response.map(|body| Body::new(TimedBody::new(Body::new(Running::new(body, call)), reader_timeout))))
 }
@@ -352,7 +358,7 @@ fn too_large(request: &Request<Body>) -> Option<StatusCode> {
 }
 
 impl Serving {
-    /// Waits for ever, unless accepting ends by itself.
+    /// Waits until accepting has failed, which normally never happens.
     pub(super) async fn failed(&mut self) -> anyhow::Error {
         match (&mut self.accepting).await {
             Ok(Err(error)) => error,
@@ -361,7 +367,8 @@ impl Serving {
         }
     }
 
-    /// Accepts no more, and closes connections as their calls end; those that take longer than this are cut off.
+    /// Stops accepting, and closes connections as their calls end. Those still open after `within`
+    /// are cut off.
     pub(super) async fn close(self, within: Duration) {
         self.accepting.abort();
         self.closing.cancel();

@@ -1,9 +1,11 @@
 //! Puts the rooms together: bind, run, drain.
 //!
-//! Binding comes first and alone, so that whoever starts a server knows its addresses before the first request. Draining: new calls
-//! are refused as unavailable and health says so, calls that run are waited for, then the HTTP side closes, then gRPC.
+//! Binding is a step of its own, so that the caller knows the addresses before the first request.
+//! Draining goes in this order: new calls are rejected as unavailable and health reports it,
+//! running calls are finished, the HTTP side closes, then gRPC.
 //!
-//! Both sides are routers of axum, and both are served by the same loop (`listener`): what limits connections is written once.
+//! Both sides are axum routers and are served by the same loop in `listener`, so the limits of
+//! connections are written once.
 
 mod connections;
 mod listener;
@@ -36,22 +38,24 @@ use crate::{
     wire::{budget::Budget, running::Running},
 };
 
-/// How long connections may take to close once no call runs on them any more.
+/// How long connections may take to close once no call is in work.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Open files that are left for everything but connections and the database: logs, certificates, and connections that just make room for others.
+/// Open files kept for everything but connections and the database: logs, certificates, and
+/// connections that are being replaced.
 const FILES_SPARE: u64 = 128;
 
-/// Connections of one listener unless set otherwise. A connection may take some 100 KiB, so that these stay within the memory a server should take.
+/// The most connections of one listener unless it is set. A connection takes up to about 100 KiB,
+/// so these take about 100 MiB.
 const CONNECTIONS_MAX: u64 = 1_024;
 
-/// Calls in work that need no key: health's watchers, and reflection.
+/// The most calls in work that need no key: health watchers and reflection.
 const OPEN_CALLS_MAX: usize = 10_000;
 
-/// The store as a server uses it.
+/// Creates the store of a server. Connects when it is first used.
 ///
 /// # Errors
-/// When the URL cannot be read.
+/// When the URL cannot be parsed.
 pub fn store(database_url: &str, limits: &DatabaseLimits) -> Result<Store, crate::domain::Error> {
     Store::new(&StoreOptions {
         url: database_url.to_owned(),
@@ -61,7 +65,7 @@ pub fn store(database_url: &str, limits: &DatabaseLimits) -> Result<Store, crate
     })
 }
 
-/// Listeners that are bound and not yet served.
+/// Listeners that are bound but do not accept yet.
 #[derive(Debug)]
 pub struct Bound {
     http: Listener,
@@ -76,7 +80,7 @@ pub struct Bound {
 pub enum Ended {
     /// Every call was finished.
     Drained,
-    /// Calls were cut off: by a second signal, or because they took longer than the drain may.
+    /// Calls were cut off, by a second signal or because the drain timed out.
     CutOff,
 }
 
@@ -84,7 +88,7 @@ impl Bound {
     /// Binds the service with both listeners.
     ///
     /// # Errors
-    /// When an address is taken, or TLS is set up wrongly.
+    /// When an address is in use, or the TLS files cannot be used.
     pub async fn service(store: Store, options: &ServerOptions) -> anyhow::Result<Self> {
         let draining = CancellationToken::new();
         let calls = TaskTracker::new();
@@ -99,7 +103,8 @@ impl Bound {
         let guarded = Guard::new(service, auth, Rate::new(options.requests_per_sec_max), draining.clone(), calls.clone());
         let health = health::service(store, draining.clone());
         let budget = Budget::new(options.http.work_bytes_max);
-        // The gateway is handed the guarded service itself; reflection is for clients on the network.
+        // The gateway gets the guarded service itself, without a socket between. Reflection is for
+        // clients on the network.
         let upstream = Upstream::Here(Routes::new(guarded.clone()).add_service(health.clone()).prepare());
         let routes = Routes::new(guarded.with_budget(budget.clone()))
             .add_service(health)
@@ -126,7 +131,7 @@ impl Bound {
     /// Binds the HTTP side alone, in front of the service at `upstream`.
     ///
     /// # Errors
-    /// When the address is taken, or TLS is set up wrongly.
+    /// When the address is in use, or the TLS files cannot be used.
     pub async fn gateway(upstream: Endpoint, options: &HttpOptions) -> anyhow::Result<Self> {
         let draining = CancellationToken::new();
         let calls = TaskTracker::new();
@@ -139,17 +144,18 @@ impl Bound {
         Ok(Self { http, grpc: None, draining, calls, drain_timeout: Duration::from_secs(options.drain_timeout_secs) })
     }
 
-    /// Where HTTP is served, as a URL.
+    /// The URL of the HTTP side.
     pub fn http_url(&self) -> String {
         self.http.url()
     }
 
-    /// Where gRPC is served, as a URL; empty when it is not.
+    /// The URL of the gRPC side; empty if there is none.
     pub fn grpc_url(&self) -> String {
         self.grpc.as_ref().map(Listener::url).unwrap_or_default()
     }
 
-    /// Serves until `stop`, then drains until every call is finished, the drain's time is over, or `stop_now`.
+    /// Serves until `stop`. Then drains until every call is finished, the drain times out, or
+    /// `stop_now`.
     ///
     /// # Errors
     /// When a listener fails.
@@ -183,7 +189,7 @@ impl Bound {
                     grpc.close(CLOSE_TIMEOUT).await;
                 }
             };
-            // Every call is finished; a second signal has nothing to cut off but the good-byes.
+            // Every call is finished. A second signal only skips closing connections in order.
             tokio::select! {
                 () = close => {}
                 () = stop_now => {}
@@ -198,7 +204,8 @@ fn reader_timeout(options: &HttpOptions) -> Duration {
     Duration::from_secs(options.reader_idle_timeout_secs)
 }
 
-/// The places of one of so many listeners: what the limit of open files leaves beside this many other connections, unless it is set.
+/// The connection table of one of `listeners` listeners. Unless the size is set, it is what the
+/// limit of open files allows beside `others` other connections.
 fn places(options: &HttpOptions, listeners: u64, others: u64) -> Arc<Connections> {
     let files_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let fitting = (files_max.saturating_sub(FILES_SPARE + others) / listeners).clamp(16, CONNECTIONS_MAX);
@@ -206,7 +213,7 @@ fn places(options: &HttpOptions, listeners: u64, others: u64) -> Arc<Connections
     Connections::new(max, options.connections_per_address_max.unwrap_or(max / 2).max(1))
 }
 
-/// Refuses calls that need no key when too many of them are open.
+/// Rejects calls that need no key when too many of them are open.
 async fn bound_open_calls(State(open_calls): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
     if listener::needs_key(request.uri().path()) {
         return next.run(request).await;

@@ -1,7 +1,11 @@
-//! An answer has a deadline for its reader. A reader over HTTP/2 that stops reading one answer still answers pings, so its connection shows nothing, and
-//! hyper does not ask for more of the answer, so its body cannot notice either. Therefore a task beside it looks.
+//! The deadline of an answer for its reader.
 //!
-//! Time counts only while the reader is asked to take something: as long as the next part is being made, the service's own deadlines hold.
+//! A client over HTTP/2 that stops reading one answer still answers pings, so its connection looks
+//! alive. hyper does not poll the answer's body either, so the body cannot notice. Therefore a task
+//! of its own watches the body.
+//!
+//! Time counts only while a part waits to be read. While the next part is being made, the service's
+//! own deadlines hold.
 
 use std::{
     pin::Pin,
@@ -15,16 +19,17 @@ use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-/// A body that is dropped, with all that its call holds, once its reader has taken nothing for too long. A reader that comes back then finds the answer broken off.
+/// A body that is dropped, with everything that its call holds, once its reader has read nothing
+/// for too long. A reader that comes back then finds the answer cut off.
 pub(super) struct TimedBody {
     state: Arc<Mutex<State>>,
     _watch: AbortOnDropHandle<()>,
 }
 
 struct State {
-    /// None once it was given up.
+    /// `None` once it was given up.
     body: Option<Body>,
-    /// Since when a part waits to be taken; none while the next one is being made.
+    /// Since when a part waits to be read; `None` while the next one is being made.
     waiting_since: Option<Instant>,
 }
 

@@ -1,5 +1,8 @@
-//! The bytes of a connection on their way between hyper and the socket. Two things are done here that hyper has no setting for: a peer that takes nothing
-//! of what is written to it is given up, and hyper's own answers to a request that it cannot read get the form of every other error.
+//! The bytes of a connection between hyper and the socket.
+//!
+//! Two things are done here that hyper has no setting for. A peer that reads nothing of what is
+//! written to it is disconnected. And the bare answers that hyper itself gives to a request that it
+//! cannot parse get the form of every other error.
 
 use std::{
     io::{self, IoSlice},
@@ -20,18 +23,19 @@ use tokio::{
 use super::connections::Activity;
 use crate::gateway;
 
-/// How long, and how much, is read on after an answer of hyper's own: closing while the peer still writes would destroy the answer on its way.
+/// How long, and how many bytes, are read and discarded after an answer of hyper's own. If the
+/// socket were closed while the peer still writes, the peer's system would discard the answer.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1 << 20;
 
-/// A connection's bytes.
+/// A connection as hyper sees it.
 pub(super) struct Wire<I> {
     io: I,
     activity: Arc<Activity>,
-    /// How long the peer may take nothing of what is written to it.
+    /// How long the peer may read nothing of what is written to it.
     write_timeout: Duration,
     write_deadline: Option<Pin<Box<Sleep>>>,
-    /// What goes out in place of hyper's own answer, and how much of it has.
+    /// What is written instead of hyper's own answer, and how many bytes of it were.
     replacement: Option<(Vec<u8>, usize)>,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
@@ -52,10 +56,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Writes ours if `buf` is an answer of hyper's own, and says that all of `buf` was written.
+    /// If `buf` is an answer of hyper's own, writes ours instead and reports all of `buf` as
+    /// written.
     fn poll_replace(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Option<Poll<io::Result<usize>>> {
         if self.replacement.is_none() {
-            // With a call in work, what is written is its answer.
+            // With a call in work, this is the answer of that call.
             let status = if self.activity.has_calls() { None } else { bare_error(buf) };
             self.replacement = Some((replacement(buf, status?), 0));
         }
@@ -76,7 +81,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Wire<I> {
     }
 }
 
-/// The status of an answer that hyper made by itself: it has no body, which no error of ours lacks.
+/// The status of an answer of hyper's own. It has no body; every error of ours has one.
 fn bare_error(buf: &[u8]) -> Option<StatusCode> {
     let head = std::str::from_utf8(buf.get(..buf.len().min(512))?).ok()?;
     let status = head.strip_prefix("HTTP/1.")?.get(2..5)?.parse::<StatusCode>().ok()?;
@@ -86,10 +91,10 @@ fn bare_error(buf: &[u8]) -> Option<StatusCode> {
         .find(|ours| is_bare && *ours == status)
 }
 
-/// hyper's head with our headers and our body.
+/// hyper's head with our headers and body.
 fn replacement(bare: &[u8], status: StatusCode) -> Vec<u8> {
     let (head, body) = gateway::unreadable(status).into_parts();
-    // It stands in memory, and so is there at once.
+    // The whole body is in memory, so this never waits.
     let body = body.collect().now_or_never().and_then(Result::ok).map(Collected::to_bytes).unwrap_or_default();
     let bare = String::from_utf8_lossy(bare).replace("content-length: 0\r\n", "");
     let mut bytes = bare.trim_end().as_bytes().to_vec();
