@@ -1,4 +1,5 @@
-//! Compiles the proto without `protoc` (protox is a compiler in Rust) and keeps the descriptor set for server reflection.
+//! Compiles the proto without `protoc` (protox is a compiler in Rust) and keeps the descriptor set
+//! for server reflection.
 
 use std::{env, fs, path::PathBuf};
 

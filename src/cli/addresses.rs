@@ -30,8 +30,8 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// All of them, in parts that one call may name. Files are read on a thread of its own, no faster than the
-    /// parts are taken.
+    /// All of them, in parts that one call may name. Files are read on a thread of its own, no
+    /// faster than the parts are taken.
     pub(super) fn chunks(self) -> mpsc::Receiver<anyhow::Result<Vec<String>>> {
         let (ready, chunks) = mpsc::channel(1);
         std::thread::spawn(move || {

@@ -60,7 +60,8 @@ pub(super) enum Keys {
         /// A name for people to recognize it by
         #[arg(long, env = "DNC_KEY_NAME", default_value = "", value_parser = optional_name)]
         name: String,
-        /// What the key may do: check asks about addresses, read also lists them, write does everything
+        /// What the key may do: check asks about addresses, read also lists them, write does
+        /// everything
         ///
         /// Give a program that only asks before it sends a key of the scope check: nothing can be
         /// read or changed with it.

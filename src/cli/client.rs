@@ -65,8 +65,9 @@ impl Server {
         Ok(request)
     }
 
-    /// Makes a call, and makes it again while the server says that a later try may succeed. For calls that may be
-    /// repeated. Waits as long as the server asks for, but no longer than [`RETRY_WAIT_MAX`].
+    /// Makes a call, and makes it again while the server says that a later try may succeed. For
+    /// calls that may be repeated. Waits as long as the server asks for, but no longer than
+    /// [`RETRY_WAIT_MAX`].
     ///
     /// # Errors
     /// What the last answer says, with what to do about it.

@@ -36,7 +36,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let request = ExportEntriesRequest { filter: Some(options.selection.filter()) };
     let mut messages = options.server.call(request, async |mut client, request| client.export_entries(request).await).await?;
     let failed = |status| options.server.told(&status);
-    // Nothing is written before the service has answered: the head alone would look like an empty list.
+    // Nothing is written before the service has answered: the head alone would look like an empty
+    // list.
     let mut message = messages.message().await.map_err(failed)?;
     let mut out = std::io::stdout().lock();
     out.write_all(&format.head())?;

@@ -1,4 +1,5 @@
-//! `dnc imports list` and `dnc deletions list`: who put entries on a list or took them off, when, and how many.
+//! `dnc imports list` and `dnc deletions list`: who put entries on a list or took them off, when,
+//! and how many.
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -17,7 +18,8 @@ use crate::{
 pub(super) enum Imports {
     /// List the latest imports: start, workspace, key, counts, end, id
     ///
-    /// An import without an end still runs, or was broken off; its counts are then those that were known last.
+    /// An import without an end still runs, or was broken off; its counts are then those that were
+    /// known last.
     List(Options),
 }
 

@@ -1,5 +1,5 @@
-//! Tables on standard output: aligned columns with a header for people at a terminal, values separated by tabs
-//! for scripts, JSON for programs.
+//! Tables on standard output: aligned columns with a header for people at a terminal, values
+//! separated by tabs for scripts, JSON for programs.
 
 use std::io::{BufWriter, IsTerminal, Write};
 
