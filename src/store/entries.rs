@@ -7,6 +7,7 @@ use std::{
 
 use sqlx::{PgConnection, query, query_scalar};
 use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
 use uuid::{NoContext, Timestamp, Uuid};
 
 use super::{
@@ -142,6 +143,9 @@ const DRY_RUN_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// The delay before the second deletion of a dry run's addresses.
 const SECOND_DELETION_DELAY: Duration = Duration::from_secs(30);
 
+/// How often the wait for it looks whether the store is closed, which ends it.
+const CLOSED_POLL_INTERVAL: Duration = Duration::from_millis(500);
+
 /// The number of recorded addresses that one statement deletes.
 const DELETION_ENTRIES: i64 = 50_000;
 
@@ -183,7 +187,13 @@ impl Drop for DryRun {
             // Twice, because a batch whose caller is gone may still be running, or the database may
             // be unavailable.
             for wait in [Duration::ZERO, SECOND_DELETION_DELAY] {
-                tokio::time::sleep(wait).await;
+                let deadline = Instant::now() + wait;
+                while Instant::now() < deadline && !store.is_closed() {
+                    sleep(CLOSED_POLL_INTERVAL).await;
+                }
+                if store.is_closed() {
+                    return;
+                }
                 if let Err(error) = delete_recorded(&store, workspace, id).await {
                     tracing::debug!(cause = %error, "the recorded addresses of a dry run stay for a day");
                 }

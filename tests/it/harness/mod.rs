@@ -240,10 +240,15 @@ impl TestServer {
             store.issue_key(KeyOwner::Workspace(other_workspace), Scope::Write, "", None).await.unwrap().1.reveal().to_owned();
         let platform_key = store.issue_key(KeyOwner::User(user), Scope::Write, "", None).await.unwrap().1.reveal().to_owned();
         let service_store = dnc::server::store(service_url, &options.database).unwrap();
-        let bound = Bound::service(service_store, &options).await.unwrap();
+        let bound = Bound::service(service_store.clone(), &options).await.unwrap();
         let (http_url, grpc_url) = (bound.http_url(), bound.grpc_url());
         let (stop, stop_now) = (CancellationToken::new(), CancellationToken::new());
-        let running = tokio::spawn(bound.run(stop.clone().cancelled_owned(), stop_now.clone().cancelled_owned()));
+        let run = bound.run(stop.clone().cancelled_owned(), stop_now.clone().cancelled_owned());
+        let running = tokio::spawn(async move {
+            let ended = run.await;
+            service_store.close().await;
+            ended
+        });
         Self {
             database_url: database_url.to_owned(),
             http_url,
