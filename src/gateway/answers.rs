@@ -1,4 +1,4 @@
-//! Answers of the service as JSON.
+//! Converts the service's answers to the JSON of the public reference.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -9,14 +9,15 @@ use crate::proto::{
     SummarizeEntriesResponse,
 };
 
-/// What every answer looks like.
+/// The form of every successful answer but a page.
 #[derive(Serialize)]
 pub(super) struct Success<T> {
     pub(super) success: bool,
     pub(super) data: T,
 }
 
-/// The `data` of an import's answer. As documented, failures are mentioned only if there are any.
+/// The `data` of an import's answer. As the public reference says, failures are present only if
+/// there are any.
 pub(super) fn import_answer(answer: ImportEntriesResponse, excluded: u64) -> impl Serialize {
     #[derive(Serialize)]
     struct Imported {
@@ -70,7 +71,7 @@ struct JsonError {
 
 impl From<EntryError> for JsonError {
     fn from(error: EntryError) -> Self {
-        // What the service calls by the name that gRPC has for it.
+        // The service names this field by its gRPC name.
         let field = if error.field == "unsubscribe_time" { "unsubscribedAt".to_owned() } else { error.field };
         let line = Some(error.line).filter(|line| *line > 0);
         Self { index: error.index, field, code: error.code, message: error.message, line }
@@ -95,7 +96,8 @@ pub(super) struct JsonListed {
 
 impl From<Entry> for JsonListed {
     fn from(entry: Entry) -> Self {
-        // An entry is never changed, and an address is on a workspace's list at most once.
+        // Entries are never changed, and an address is on a workspace's list at most once. So the
+        // hash identifies the entry.
         let identity = Sha256::digest(format!("{}\0{}", entry.workspace_id, entry.email));
         let created_at = time_text(entry.create_time.unwrap_or_default());
         Self {
@@ -120,7 +122,7 @@ pub(super) fn type_name(entry_type: EntryType) -> &'static str {
     }
 }
 
-/// The whole body of a page.
+/// The whole body of a page of entries.
 pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> impl Serialize {
     #[derive(Serialize)]
     struct Page {
@@ -141,7 +143,7 @@ pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> impl Seria
     Page { success: true, data: answer.entries.into_iter().map(JsonListed::from).collect(), pagination }
 }
 
-/// The `data` of a check: an object for each address.
+/// The `data` of a check: one object per address.
 pub(super) fn check_answer(answer: CheckEntriesResponse) -> Vec<impl Serialize> {
     #[derive(Serialize)]
     struct Checked {

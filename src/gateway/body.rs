@@ -1,5 +1,6 @@
-//! The bytes of a request's body, as they come: decompressed if the caller compressed them, and never waited for
-//! without end. How far a body may expand is said in the room `files`.
+//! The bytes of a request's body as they arrive, decompressed if the caller compressed them. Every
+//! read has a deadline. How far a body may expand is decided in `files`, since the command line
+//! applies the same limit.
 
 use std::{
     io,
@@ -30,17 +31,17 @@ use crate::{
     wire::budget::Permit,
 };
 
-/// How long a body may stand still.
+/// How long no byte of a body may arrive.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes that are decompressed in one go: so many that go into a decoder, and so many that come out of it.
-const PIECE_BYTES: usize = 16 << 10;
-const READ_BYTES: usize = 64 << 10;
+/// Bytes that go into a decoder in one step, and the most that come out of it in one step.
+const PIECE_BYTES_MAX: usize = 16 << 10;
+const READ_BYTES_MAX: usize = 64 << 10;
 
-/// How a decoder is told that the body under it broke off.
-const BROKEN: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+/// The error kind by which a decoder reports that the body under it broke off.
+const BROKEN_BODY: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 
-/// How a body is packed.
+/// The content encoding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
     Plain,
@@ -49,10 +50,10 @@ pub(super) enum Encoding {
 }
 
 impl Encoding {
-    /// What the headers say.
+    /// Reads the content encoding from the headers.
     ///
     /// # Errors
-    /// 415 when it is none of those understood.
+    /// 415 when it is unknown, or when there is more than one.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
         let (first, more) = (named.next(), named.next());
@@ -70,33 +71,34 @@ impl Encoding {
     }
 }
 
-/// A body on its way in.
+/// A body that is being read.
 pub(super) enum ContentBody {
-    /// As it comes.
+    /// Without a content encoding.
     Plain(Body),
-    /// Through a decoder.
-    Packed(Unpacking),
+    /// Read through a decoder.
+    Compressed(Decompressing),
 }
 
-/// A packed body, and how far it has come.
-pub(super) struct Unpacking {
+/// The decoder of a compressed body, and the bytes that went in and came out so far.
+pub(super) struct Decompressing {
     decoder: Pin<Box<dyn AsyncRead + Send>>,
     bytes_in: Arc<AtomicU64>,
     bytes_out: u64,
-    /// What the decoder holds of the memory for all of them.
+    /// The decoder's part of the memory for all zstd windows.
     _window: Option<Permit>,
 }
 
 impl ContentBody {
-    /// The body, unpacked.
+    /// Reads `body` through a decoder for `encoding`. `window` is held until the body is dropped.
     pub(super) fn new(encoding: Encoding, body: Body, window: Option<Permit>) -> Self {
         if encoding == Encoding::Plain {
             return Self::Plain(body);
         }
         let bytes_in = Arc::new(AtomicU64::new(0));
         let counter = bytes_in.clone();
-        let chunks = TryStreamExt::map_err(body.into_data_stream(), |_| io::Error::from(BROKEN));
-        // What unpacks to nothing (thousands of empty frames, say) is worked through piece by piece, too, with room for others between.
+        let chunks = TryStreamExt::map_err(body.into_data_stream(), |_| io::Error::from(BROKEN_BODY));
+        // Input that decompresses to nothing (thousands of empty frames, say) must not keep the
+        // processor, so the task yields after each piece.
         let pieces =
             chunks.map_ok(|chunk| stream::iter(pieces(chunk).map(Ok::<_, io::Error>))).try_flatten().and_then(move |piece| {
                 counter.fetch_add(piece.len() as u64, Ordering::Relaxed);
@@ -105,7 +107,7 @@ impl ContentBody {
         let reader = StreamReader::new(pieces);
         let decoder: Pin<Box<dyn AsyncRead + Send>> = if encoding == Encoding::Gzip {
             let mut decoder = GzipDecoder::new(reader);
-            // What `cat a.gz b.gz` makes is a gzip file, too.
+            // The output of `cat a.gz b.gz` is a valid gzip file, too.
             decoder.multiple_members(true);
             Box::pin(decoder)
         } else {
@@ -114,28 +116,30 @@ impl ContentBody {
             decoder.multiple_members(true);
             Box::pin(decoder)
         };
-        Self::Packed(Unpacking { decoder, bytes_in, bytes_out: 0, _window: window })
+        Self::Compressed(Decompressing { decoder, bytes_in, bytes_out: 0, _window: window })
     }
 
-    /// The next bytes; none at the end. Loses nothing when it is given up half-way.
+    /// Returns the next bytes, decompressed, or `None` at the end. Safe to cancel: nothing is lost
+    /// when the future is dropped before it is done.
     ///
     /// # Errors
-    /// 408 when the body stands still, 400 when it breaks off or is not what its encoding says, 413 when it unpacks to far more than it is.
+    /// 408 when no byte arrives in time, 400 when the body breaks off or does not match its
+    /// encoding, 413 when it expands to more than [`EXPANSION_MAX`] times its size.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let next = async {
             match self {
                 Self::Plain(body) => plain(body).await,
-                Self::Packed(unpacking) => unpacking.next().await,
+                Self::Compressed(decompressing) => decompressing.next().await,
             }
         };
         tokio::time::timeout(IDLE_TIMEOUT, next).await.map_err(|_| Problem::timed_out())?
     }
 }
 
-/// A chunk in pieces that a decoder is through with in a moment.
+/// Splits a chunk into pieces that a decoder processes in a short time.
 fn pieces(mut chunk: Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || {
-        let piece = chunk.split_to(chunk.len().min(PIECE_BYTES));
+        let piece = chunk.split_to(chunk.len().min(PIECE_BYTES_MAX));
         Some(piece).filter(|piece| !piece.is_empty())
     })
 }
@@ -155,13 +159,13 @@ async fn plain(body: &mut Body) -> Result<Option<Bytes>, Problem> {
     }
 }
 
-impl Unpacking {
+impl Decompressing {
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
-        let mut bytes = BytesMut::with_capacity(READ_BYTES);
+        let mut bytes = BytesMut::with_capacity(READ_BYTES_MAX);
         let count = self.decoder.read_buf(&mut bytes).await.map_err(|error| match error.kind() {
-            BROKEN => Problem::broken_body(),
+            BROKEN_BODY => Problem::broken_body(),
             _ if is_window_too_large(&error) => Problem::window(),
-            _ => Problem::not_unpacked(),
+            _ => Problem::not_decompressed(),
         })?;
         self.bytes_out += count as u64;
         if expands_too_much(self.bytes_in.load(Ordering::Relaxed), self.bytes_out) {

@@ -1,9 +1,9 @@
-//! Bodies that are not read to their end.
+//! Discards the rest of bodies that are not read to their end.
 //!
 //! Many clients write their whole request before they read. If the server closes the connection in
-//! the middle, they see a broken pipe in place of the refusal. So the rest is read and thrown away, as
-//! it comes and never decompressed, within bounds of bytes, time and number. Only for HTTP/1: on
-//! HTTP/2 the answer arrives, and the stream alone is reset.
+//! the middle, they see a broken pipe instead of the refusal. So the rest is read and discarded as
+//! it comes, never decompressed, within limits of bytes, time and number. Only for HTTP/1: on
+//! HTTP/2 the answer arrives, and only the stream is reset.
 
 use std::{
     pin::Pin,
@@ -21,51 +21,53 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
-/// Bodies that are thrown away at once; callers without a key can cause it. Others are closed as they are.
+/// How many bodies are discarded at the same time, since callers without a key can cause it. The
+/// connections of further ones are closed without reading.
 const BODIES_MAX: usize = 64;
 
-/// The most that is thrown away of one body.
+/// The most bytes that are discarded of one body.
 const BYTES_MAX: usize = 64 << 20;
 
-/// How long that may take, and how long the body may stand still.
+/// How long discarding one body may take, and how long no byte of it may arrive.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Room for the bodies that are being thrown away.
+/// Slots for the bodies that are being discarded.
 #[derive(Clone)]
-pub(super) struct Places(Arc<Semaphore>);
+pub(super) struct DiscardSlots(Arc<Semaphore>);
 
-impl Default for Places {
+impl Default for DiscardSlots {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(BODIES_MAX)))
     }
 }
 
-impl Places {
-    /// Sees to it that what nobody reads of this request's body is thrown away.
-    pub(super) fn keep(&self, request: Request) -> Request {
+impl DiscardSlots {
+    /// Wraps the body of an HTTP/1 request, so that the part of it that nobody reads is discarded.
+    pub(super) fn wrap(&self, request: Request) -> Request {
         if request.version() > Version::HTTP_11 || request.body().is_end_stream() {
             return request;
         }
-        // Such a client has not begun to send, and never will once it has its answer. Asking for the body tells it to.
-        let is_held_back = request.headers().contains_key(header::EXPECT);
-        request.map(|body| Body::new(Kept { body: Some(body), is_held_back, places: self.0.clone() }))
+        // A client that sends `Expect: 100-continue` has not begun to send, and never does once it
+        // has its answer. Reading the body would tell it to send.
+        let is_unsent = request.headers().contains_key(header::EXPECT);
+        request.map(|body| Body::new(DiscardOnDrop { body: Some(body), is_unsent, slots: self.0.clone() }))
     }
 }
 
-struct Kept {
-    /// None once it has come to its end.
+struct DiscardOnDrop {
+    /// None once the body has ended.
     body: Option<Body>,
-    is_held_back: bool,
-    places: Arc<Semaphore>,
+    is_unsent: bool,
+    slots: Arc<Semaphore>,
 }
 
-impl http_body::Body for Kept {
+impl http_body::Body for DiscardOnDrop {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.is_held_back = false;
+        self.is_unsent = false;
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(cx);
         if let Poll::Ready(None | Some(Err(_))) = polled {
@@ -83,20 +85,20 @@ impl http_body::Body for Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for DiscardOnDrop {
     fn drop(&mut self) {
-        let Some(body) = self.body.take().filter(|body| !self.is_held_back && !body.is_end_stream()) else { return };
-        // There is no runtime any more when it drops its own tasks.
-        if let (Ok(runtime), Ok(place)) = (Handle::try_current(), self.places.clone().try_acquire_owned()) {
+        let Some(body) = self.body.take().filter(|body| !self.is_unsent && !body.is_end_stream()) else { return };
+        // No runtime is left when the runtime drops its own tasks.
+        if let (Ok(runtime), Ok(slot)) = (Handle::try_current(), self.slots.clone().try_acquire_owned()) {
             runtime.spawn(async move {
                 let _ = timeout(TIMEOUT, discard(body)).await;
-                drop(place);
+                drop(slot);
             });
         }
     }
 }
 
-/// Reads until the end, until too much has come, or until nothing comes any more.
+/// Reads until the body ends, [`BYTES_MAX`] have come, or nothing more comes.
 async fn discard(mut body: Body) {
     let mut bytes = 0;
     while bytes < BYTES_MAX

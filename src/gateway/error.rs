@@ -1,5 +1,7 @@
-//! The one place where something that went wrong becomes an HTTP answer: `{"error", "message", "code"}`, with `details` when there
-//! is more to say. What a status says is passed on only if the status is the service's own; others are described by their code.
+//! Turns every error into an HTTP answer: `{"error", "message", "code"}`, with `details` when there
+//! is more to say. No other module makes error responses. The text of a status is passed on only if
+//! the status comes from the service itself. Other statuses are described by their code, since
+//! their text may contain anything.
 
 use axum::{
     Json,
@@ -14,13 +16,14 @@ use tonic_types::StatusExt;
 use super::pass_back;
 use crate::{telemetry, wire::budget::Exhausted};
 
-/// The content encodings that are understood, for `Accept-Encoding`.
+/// The supported content encodings, for `Accept-Encoding`.
 const ENCODINGS: &str = "gzip, zstd";
 
-/// Who made a status, as its details say.
+/// The domain in the details of a status that the service itself made.
 const DOMAIN: &str = "dnc";
 
-/// What HTTP calls a field that the service names, and what is said instead of the service's words where those speak of fields of the gRPC API.
+/// The HTTP name of each field that the service names in an error, and the message to send instead
+/// of the service's where that speaks of fields of the gRPC API.
 const FIELDS: [(&str, &str, Option<&str>); 13] = [
     ("emails", "emails", Some("Send either emails with 1 to 10,000 addresses, or selectAll with true.")),
     (
@@ -45,16 +48,16 @@ const FIELDS: [(&str, &str, Option<&str>); 13] = [
     ("message", "body", Some("The body is too large for one call, or cannot be read. Send it in several requests.")),
 ];
 
-/// The longest name of a field or parameter that is told back.
+/// The longest name of a field or parameter that is quoted in an answer.
 const NAME_CHARS_MAX: usize = 40;
 
-/// A request that was not answered.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
     message: String,
     details: Option<Value>,
-    /// Some of these go back to the caller.
+    /// The headers of the service's answer; some of them are passed back to the caller.
     metadata: Option<Box<MetadataMap>>,
     retry_after_secs: Option<u64>,
 }
@@ -64,20 +67,22 @@ impl Problem {
         Self { status, message: message.into(), details: None, metadata: None, retry_after_secs: None }
     }
 
-    /// The request must be changed at `place`.
+    /// 400: the request must be changed at `place`, as `what` says.
     pub(super) fn invalid(place: &str, what: &str) -> Self {
         let mut problem = Self::new(StatusCode::BAD_REQUEST, format!("{place}: {what}"));
         problem.details = Some(json!({ "reason": "INVALID", "fields": [{ "field": place, "message": what }] }));
         problem
     }
 
-    /// The request has a field or parameter that is not `known`. Its name is told back only if it can be no address and no key; else `place` is.
+    /// 400: the request has a field or parameter that is not `known`. Its name is quoted only if it
+    /// can be neither an address nor a key; otherwise `place` is named.
     pub(super) fn unknown(what: &str, place: &str, name: &str, known: &[&str]) -> Self {
         let is_harmless = (1..=NAME_CHARS_MAX).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
             && !name.contains("sk_");
         let place = if is_harmless { name } else { place };
-        // `created_from` and `Created-From` mean createdFrom. Comparing long texts takes long.
+        // `created_from` and `Created-From` mean createdFrom. Long texts are cut, since comparing
+        // them takes long.
         let plain = |name: &str| -> String {
             name.chars().filter(|c| c.is_alphanumeric()).take(NAME_CHARS_MAX).flat_map(char::to_lowercase).collect()
         };
@@ -88,10 +93,10 @@ impl Problem {
         Self::invalid(place, &format!("unknown {what}; did you mean {nearest}? Known are {}.", known.join(", ")))
     }
 
-    /// Adds what the service said when the call was broken off because of this problem: what the caller has left of its rate, and what
-    /// was stored until then.
-    pub(super) fn beside(mut self, broken_off: &Status) -> Self {
-        if let Some(info) = broken_off.get_error_details().error_info().filter(|info| info.domain == DOMAIN) {
+    /// Adds what the service reported when the call was cancelled because of this problem: the rest
+    /// of the caller's rate limit, and what was stored until then.
+    pub(super) fn with_outcome_of(mut self, cancelled: &Status) -> Self {
+        if let Some(info) = cancelled.get_error_details().error_info().filter(|info| info.domain == DOMAIN) {
             let counts =
                 ["imported", "skipped", "failed"].map(|name| (name, info.metadata.get(name).and_then(|n| n.parse::<u64>().ok())));
             if counts.iter().any(|(_, count)| count.is_some_and(|count| count > 0)) {
@@ -101,15 +106,15 @@ impl Problem {
                 }
             }
         }
-        self.with_metadata(broken_off.metadata().clone())
+        self.with_metadata(cancelled.metadata().clone())
     }
 
-    /// Lets some of these headers of the service go back to the caller.
+    /// Sets the service's headers; some of them are passed back to the caller.
     pub(super) fn with_metadata(self, metadata: MetadataMap) -> Self {
         Self { metadata: Some(Box::new(metadata)), ..self }
     }
 
-    /// What it says, without the form around it.
+    /// The message, without the JSON around it.
     pub(super) fn into_message(self) -> String {
         self.message
     }
@@ -139,7 +144,7 @@ impl Problem {
         )
     }
 
-    pub(super) fn not_unpacked() -> Self {
+    pub(super) fn not_decompressed() -> Self {
         Self::new(
             StatusCode::BAD_REQUEST,
             "The body is not what its Content-Encoding says, or breaks off. Pack it again, and send the whole request again.",
@@ -209,7 +214,7 @@ impl From<Exhausted> for Problem {
     }
 }
 
-/// Whether the service did not let the caller in.
+/// Whether the service refused to admit the caller.
 pub(super) fn is_refusal(status: &Status) -> bool {
     let named = |field: &str| {
         let details = status.get_error_details();
@@ -218,16 +223,16 @@ pub(super) fn is_refusal(status: &Status) -> bool {
     matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted) || named("x-workspace-id")
 }
 
-/// See [`FIELDS`].
-fn http_words<'a>(field: &'a str, message: &'a str) -> (&'a str, &'a str) {
+/// The HTTP name and message for a field and message of the service. See [`FIELDS`].
+fn in_http_terms<'a>(field: &'a str, message: &'a str) -> (&'a str, &'a str) {
     match FIELDS.iter().find(|(name, ..)| *name == field) {
         Some((_, field, words)) => (field, words.unwrap_or(message)),
         None => (field, message),
     }
 }
 
-/// The answer to a request whose head cannot be read or is too large (400, 414, 431). For whoever reads heads, since such a request never gets as far
-/// as the router.
+/// The answer to a request whose head cannot be read or is too large (400, 414, 431). For the HTTP
+/// server, since such a request never reaches the router.
 pub fn unreadable(status: StatusCode) -> Response {
     let message = match status {
         StatusCode::URI_TOO_LONG => "The request's target is too long. Send a long list of addresses in the body of a POST.",
@@ -250,7 +255,8 @@ impl From<Status> for Problem {
             Code::NotFound => (StatusCode::NOT_FOUND, "There is no such thing."),
             Code::AlreadyExists | Code::Aborted => (StatusCode::CONFLICT, "The request conflicts with another one. Send it again."),
             Code::ResourceExhausted => (StatusCode::TOO_MANY_REQUESTS, "Too many requests. Send the request again later."),
-            // A database that is too slow is away as far as a REST caller is concerned: what helps is the same.
+            // REST callers see no difference between a database that is slow and one that is
+            // unreachable: they must do the same.
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The service cannot be reached at the moment. Send the request again later.")
             }
@@ -275,7 +281,7 @@ impl From<Status> for Problem {
         let mut message = cause.message().to_owned();
         if let Some(bad_request) = details.bad_request() {
             let violations = bad_request.field_violations.iter();
-            let fields: Vec<_> = violations.map(|violation| http_words(&violation.field, &violation.description)).collect();
+            let fields: Vec<_> = violations.map(|violation| in_http_terms(&violation.field, &violation.description)).collect();
             if let [(field, words)] = fields.as_slice() {
                 message = format!("{field}: {words}");
             }
@@ -344,7 +350,7 @@ mod tests {
             && word.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'.'))
     }
 
-    /// The HTTP status of each code. A code that is new does not compile until it stands here.
+    /// The HTTP status of each code. A new code does not compile until it is added here.
     fn expected(code: Code) -> u16 {
         match code {
             Code::InvalidArgument | Code::OutOfRange => 400,
@@ -360,12 +366,12 @@ mod tests {
     }
 
     #[test]
-    fn every_code_has_its_http_status_and_strangers_are_not_quoted() {
+    fn every_code_has_its_http_status_and_foreign_messages_are_not_quoted() {
         for code in (0..=16).map(Code::from) {
-            let stranger = Problem::from(Status::new(code, "secret"));
-            assert_eq!(stranger.status.as_u16(), expected(code), "{code:?}");
-            assert!(!stranger.message.contains("secret") && stranger.details.is_none());
-            assert_eq!(stranger.retry_after_secs, (expected(code) == 503).then_some(2));
+            let foreign = Problem::from(Status::new(code, "secret"));
+            assert_eq!(foreign.status.as_u16(), expected(code), "{code:?}");
+            assert!(!foreign.message.contains("secret") && foreign.details.is_none());
+            assert_eq!(foreign.retry_after_secs, (expected(code) == 503).then_some(2));
 
             let mut details =
                 tonic_types::ErrorDetails::with_error_info("REASON", DOMAIN, [("imported".to_owned(), "3".to_owned())]);
@@ -383,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_says_its_status_thrice() {
+    fn an_error_response_repeats_its_status_in_head_and_body() {
         for (problem, header) in [
             (Problem::invalid("email", "is missing"), None),
             (Problem::from(Status::unauthenticated("")), Some(("www-authenticate", "Bearer"))),
@@ -430,7 +436,7 @@ mod tests {
         }
         assert!(named.iter().any(|field| field == "page_token") && named.iter().any(|field| field == "filter.create_time_to"));
         for field in named {
-            let (http, words) = http_words(&field, "…");
+            let (http, words) = in_http_terms(&field, "…");
             assert!(FIELDS.iter().any(|(known, ..)| *known == field), "{field} has no name in HTTP");
             assert!(!http.contains('_') && !http.contains('.'), "{http}");
             assert!(!words.split_whitespace().any(is_proto_word), "{words}");
@@ -438,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_the_service_become_words_of_http() {
+    fn field_names_and_messages_of_grpc_become_those_of_http() {
         let details = tonic_types::ErrorDetails::with_error_info("INVALID", "dnc", []);
         let mut details = details;
         details.add_bad_request_violation("page_token", "The page token is damaged.");

@@ -1,5 +1,6 @@
-//! Files over HTTP: bodies that become messages of the service, and answers that become bodies.
-//! What stands in a file is the business of the room `files`; here is how its bytes come and go.
+//! Files over HTTP: turns bodies into messages of the service, and its answers into bodies. The
+//! crate's `files` module reads and writes the content of a file. Here are only the arrival and the
+//! sending of its bytes, with their deadlines.
 
 use std::{
     sync::{
@@ -34,24 +35,24 @@ use crate::{
     proto::{ExportEntriesResponse, ImportEntriesRequest, ImportOptions, ScrubEntriesRequest, ScrubEntriesResponse},
 };
 
-/// Entries in one message of a streamed import, and their bytes.
+/// The most entries in one message of a streamed import, and their bytes.
 const MESSAGE_ENTRIES: usize = 2_000;
 const MESSAGE_BYTES: usize = 256 << 10;
 
-/// Bytes that are read in one go.
+/// The most bytes that are parsed in one step.
 const SLICE_BYTES: usize = 8 << 10;
 
-/// How long entries wait for others to fill a message with.
+/// How long entries wait for more entries before their message is sent.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
 
-/// How long nothing is sent while rows come that need not be (those of people who may be written
-/// to); a service ends a call that says nothing.
+/// How long no message is sent while all rows that come are excluded (they name people who may be
+/// written to). The service ends a call that is silent.
 const ALIVE_EVERY: Duration = Duration::from_secs(20);
 
-/// Parts of a mailing list that are at the service at once.
+/// The most parts of a mailing list that the service has not answered yet.
 const PARTS_IN_FLIGHT: usize = 4;
 
-/// `?format=`, CSV unless it is there.
+/// Reads `?format=`. The default is CSV.
 pub(super) fn format_of_query(query: &Query) -> Result<Format, Problem> {
     match query.get("format").as_deref() {
         None | Some("csv") => Ok(Format::Csv),
@@ -60,17 +61,17 @@ pub(super) fn format_of_query(query: &Query) -> Result<Format, Problem> {
     }
 }
 
-/// What the caller says of a file besides its format.
+/// What the caller specifies about a file besides its format.
 #[derive(Debug, Default)]
 pub(super) struct FileSource {
-    /// Where it comes from, in place of a guess.
+    /// The source of the list, instead of a guess.
     source: Option<Source>,
-    /// The name of its column of addresses.
+    /// The name of the column of addresses.
     column: Option<String>,
 }
 
 impl FileSource {
-    /// `?from=` and `?column=`.
+    /// Reads `?from=` and `?column=`.
     pub(super) fn of_query(query: &Query) -> Result<Self, Problem> {
         let unknown = || {
             let names: Vec<&str> = Source::names().collect();
@@ -80,7 +81,7 @@ impl FileSource {
         Ok(Self { source, column: query.get("column") })
     }
 
-    /// That nothing was said, since the body is no file.
+    /// Refuses these parameters for a body that is not a file.
     pub(super) fn require_none(&self) -> Result<(), Problem> {
         let what = "goes with a file; leave it out, or send text/csv or application/x-ndjson";
         match (self.source, &self.column) {
@@ -99,8 +100,8 @@ fn content_type(format: Format) -> (HeaderName, HeaderValue) {
     (header::CONTENT_TYPE, HeaderValue::from_static(media_type))
 }
 
-/// A file made of an export's messages as they come. If the export breaks, so does the body: a file
-/// that just ends early would look whole.
+/// Writes a file from an export's messages as they come. If the export breaks off, so does the
+/// body: a file that ends early without an error would look complete.
 pub(super) fn export(format: Format, messages: Streaming<ExportEntriesResponse>) -> Response {
     let disposition = match format {
         Format::Csv => "attachment; filename=\"dnc.csv\"",
@@ -116,8 +117,8 @@ pub(super) fn export(format: Format, messages: Streaming<ExportEntriesResponse>)
     (headers, Body::from_stream(head.chain(parts))).into_response()
 }
 
-/// The messages of an import out of a file, as it comes. `excluded` counts the rows that name
-/// people who may be written to.
+/// The messages of an import, made from a file as it comes. `excluded` is set to the number of rows
+/// that name people who may be written to.
 pub(super) fn import_messages(
     format: Format,
     body: ContentBody,
@@ -137,7 +138,7 @@ pub(super) fn import_messages(
     })
 }
 
-/// The parts of a mailing list, as it comes.
+/// The parts of a mailing list, made from a file as it comes.
 pub(super) fn check_parts(
     format: Format,
     source: FileSource,
@@ -147,15 +148,16 @@ pub(super) fn check_parts(
     try_unfold(rows, |mut rows| async move { Ok(rows.next().await?.map(|part| (part, rows))) })
 }
 
-/// A file on its way in. Keeps no more of it than a slice and what is being packed.
+/// A file that is being read. It keeps only a slice of the file and the message that is being
+/// packed.
 struct Rows<P> {
     /// None once it has been read to its end.
     body: Option<ContentBody>,
-    /// What has come and is not read yet.
+    /// Bytes that have arrived and are not parsed yet.
     chunk: Bytes,
     reader: Reader,
     packer: P,
-    /// When the last message went.
+    /// When the last message was sent.
     sent_at: Instant,
 }
 
@@ -182,11 +184,11 @@ impl<P: Pack> Rows<P> {
                 return Ok(Some(full));
             }
             let Some(body) = &mut self.body else { return Ok(self.packer.flush()) };
-            // A sender that is always faster than this must not keep others from the processor, nor
-            // must a large chunk.
+            // Neither a sender that is always faster than this nor a large chunk may keep other
+            // tasks from the processor.
             tokio::task::yield_now().await;
             if !self.chunk.is_empty() {
-                // In slices, since a chunk of short lines becomes many times its size.
+                // In slices, since the entries of a chunk of short lines take many times its size.
                 let slice = self.chunk.split_to(self.chunk.len().min(SLICE_BYTES));
                 self.reader.push(&slice, |row| {
                     self.packer.row(&row);
@@ -194,8 +196,8 @@ impl<P: Pack> Rows<P> {
                 })?;
                 continue;
             }
-            // What has come goes on its way when nothing more comes for a moment; a live but slow
-            // sender must not look idle.
+            // Entries are sent when no more arrive for a moment, so that a slow sender does not
+            // look idle to the service.
             let waiting = if self.packer.is_empty() { IDLE_TIMEOUT } else { FLUSH_AFTER };
             let chunk = match timeout(waiting, body.next()).await {
                 Err(_) if !self.packer.is_empty() => return Ok(self.packer.flush()),
@@ -234,8 +236,8 @@ impl From<Refused> for Problem {
 /// Parts of a mailing list that wait for their answers.
 pub(super) struct Waiting(mpsc::Receiver<CheckPart>);
 
-/// The requests for the parts of a mailing list, and the parts, which wait for the answers. When
-/// too many wait, nothing more is read.
+/// Makes the requests for the parts of a mailing list, and returns the parts that wait for their
+/// answers. When [`PARTS_IN_FLIGHT`] parts wait, nothing more is read.
 pub(super) fn check_requests(
     parts: impl Stream<Item = Result<CheckPart, Problem>> + Send + 'static,
 ) -> (impl Stream<Item = Result<ScrubEntriesRequest, Problem>> + Send + 'static, Waiting) {
@@ -245,7 +247,7 @@ pub(super) fn check_requests(
         async move {
             let mut part = part?;
             let emails = part.take_emails();
-            // Whoever took the answers is gone, and the call with it.
+            // The reader of the answers is gone, and the call with it.
             sender.send(part).await.map_err(|_| Problem::broken_body())?;
             Ok(ScrubEntriesRequest { emails })
         }
@@ -253,9 +255,12 @@ pub(super) fn check_requests(
     (requests, Waiting(waiting))
 }
 
-/// The mailing list with its answers, as they come; `held` is given back with the last of them.
-/// What goes wrong before the first of them is an answer of its own; after it, the body ends in an
-/// error, since a file that just ends early would look whole.
+/// Writes the mailing list with its answers, as they come. `held` is dropped after the last of
+/// them.
+///
+/// # Errors
+/// An error before the first answer is a response of its own. After it, the body ends in an error,
+/// since a file that ends early without one would look complete.
 pub(super) async fn checked(
     format: Format,
     answers: Streaming<ScrubEntriesResponse>,
@@ -287,7 +292,7 @@ async fn next_checked(
     let answer = loop {
         match timeout(ANSWER_TIMEOUT, answers.message()).await {
             Ok(answer) => break reconcile(answer, fault)?,
-            // The service owes an answer only to what it was asked; the body has deadlines of its
+            // The service owes answers only to parts it was sent; the body has deadlines of its
             // own.
             Err(_) if waiting.is_empty() => {}
             Err(_) => return Err(Problem::silent()),
@@ -296,7 +301,7 @@ async fn next_checked(
     let part = match (answer.as_ref(), waiting.try_recv()) {
         (None, Err(_)) => return Ok(None),
         (Some(_), Ok(part)) => part,
-        // The service has answered what it was not asked, or too little.
+        // The service has sent too many answers, or too few.
         (None, Ok(_)) | (Some(_), Err(_)) => return Err(Problem::internal()),
     };
     let mut written = Vec::new();

@@ -1,8 +1,10 @@
-//! HTTP/JSON in front of the gRPC API, and a client of it. Only this room speaks axum.
+//! HTTP/JSON in front of the gRPC API, as a client of it. Only this module uses axum.
 //!
-//! The gateway knows no rule of its own: it turns a request into messages, sends the caller's credentials along, and turns the answer or status
-//! back. A body is read by the message stream of the call it becomes, and so only once the service has let the caller in: a refused
-//! call is refused before its body is read. Whatever is wrong with a JSON body breaks that stream off before anything of it is stored.
+//! The gateway has no rules of its own. It turns a request into messages, sends the caller's
+//! credentials along, and turns the answer or status into a response. The message stream of a call
+//! reads the body, so a body is read only after the service has admitted the caller: a refused call
+//! is refused before its body is read. A fault in a JSON body breaks the stream off before anything
+//! of the body is stored.
 
 mod answers;
 mod body;
@@ -60,17 +62,19 @@ use crate::{
     wire::{budget::Budget, running::Running},
 };
 
-/// How long the service may be silent; it ends its own statements earlier. A deletion of a whole list takes as long as the list is long.
+/// How long the service may be silent. It ends its own statements earlier. A deletion of a whole
+/// list takes longer, in proportion to the list.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long the service may take to say whether it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Response headers of the service that REST callers are told about.
+/// Response headers of the service that are passed back to REST callers.
 const PASSED_BACK: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
 
-/// Request headers that say who calls, and in which workspace.
+/// Request headers that are passed on to the service: the caller's credentials, its workspace and
+/// the trace id.
 const PASSED_ON: [header::HeaderName; 4] = [
     header::HeaderName::from_static("x-api-key"),
     header::AUTHORIZATION,
@@ -84,11 +88,12 @@ struct Gateway {
     bodies: Bodies,
 }
 
-/// The body of an answer, and the headers that came with it.
+/// The headers of an answer, and its message.
 type Answer<T> = (MetadataMap, T);
 
 impl Gateway {
-    /// Calls a method that answers once. Its messages are made only when the service asks for them; what goes wrong there breaks the call off.
+    /// Calls a method that has a single response. Its messages are made only when the service asks
+    /// for them; an error there cancels the call.
     async fn call<Q, A>(
         &self,
         method: &'static str,
@@ -99,17 +104,17 @@ impl Gateway {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let (request, fault, asked) = request(headers, messages);
+        let (request, fault, last_asked) = request(headers, messages);
         let codec: ProstCodec<Q, A> = ProstCodec::default();
         let mut grpc = self.grpc().await?;
         let answer = grpc.client_streaming(request, PathAndQuery::from_static(method), codec);
-        let answer = unless_silent(method, &asked, answer).await?;
+        let answer = unless_silent(method, &last_asked, answer).await?;
         let (metadata, answer, _) = reconcile(answer, &fault)?.into_parts();
         Ok((metadata, answer))
     }
 
-    /// Calls a method that answers with a stream, likewise. What goes wrong with its messages after the answer has begun is found in
-    /// the fault.
+    /// Calls a method that has a stream of responses, likewise. An error in the messages after the
+    /// response has begun is found in the returned [`Fault`].
     async fn call_for_stream<Q, A>(
         &self,
         method: &'static str,
@@ -120,35 +125,39 @@ impl Gateway {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let (request, fault, asked) = request(headers, messages);
+        let (request, fault, last_asked) = request(headers, messages);
         let codec: ProstCodec<Q, A> = ProstCodec::default();
         let mut grpc = self.grpc().await?;
-        let answer = unless_silent(method, &asked, grpc.streaming(request, PathAndQuery::from_static(method), codec)).await?;
+        let answer = unless_silent(method, &last_asked, grpc.streaming(request, PathAndQuery::from_static(method), codec)).await?;
         let (metadata, answer, _) = reconcile(answer, &fault)?.into_parts();
         Ok((metadata, answer, fault))
     }
 
-    /// The bare client, since the generated one takes the message of a unary call before the caller was let in. The two look the same on the wire.
+    /// The generic client. The generated one takes the message of a unary call before the caller is
+    /// admitted. Both look the same on the wire.
     async fn grpc(&self) -> Result<Grpc<Upstream>, Problem> {
-        // Answers are the service's own, and may be as large as it makes them.
+        // Responses come from the service itself, so their size needs no limit.
         let mut grpc = Grpc::new(self.upstream.clone()).max_decoding_message_size(usize::MAX);
         grpc.ready().await?;
         Ok(grpc)
     }
 }
 
-/// What the caller is told when its body had a fault: the fault, since the body was read only after the caller was let in, unless the service
-/// has ended the call for a reason of its own.
+/// Chooses what to report when a call ended with an error. If the body had a fault, that is the
+/// fault, since the body was read only after the caller was admitted. If the service has refused
+/// the call, it is the refusal.
 fn reconcile<T>(answer: Result<T, Status>, fault: &Fault) -> Result<T, Problem> {
     answer.map_err(|status| match fault.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(problem) if !error::is_refusal(&status) => problem.beside(&status),
+        Some(problem) if !error::is_refusal(&status) => problem.with_outcome_of(&status),
         _ => status.into(),
     })
 }
 
-/// All HTTP calls, in front of `upstream`. `requests` counts those that run; once
-/// `draining` is cancelled, new ones are refused.
-/// JSON bodies may have `json_body_bytes_max`, and what they need in memory is counted in `work`.
+/// The router of all HTTP calls, in front of `upstream`.
+///
+/// A JSON body may have up to `json_body_bytes_max` bytes, decompressed; the memory it needs is
+/// counted in `work`. `requests` counts the calls that run. Once `draining` is cancelled, all calls
+/// but `/healthz` are refused with 503.
 pub fn router(
     upstream: Upstream,
     json_body_bytes_max: usize,
@@ -167,34 +176,43 @@ pub fn router(
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(Arc::new(Gateway { upstream, bodies: Bodies::new(json_body_bytes_max, work) }))
-        .layer(middleware::from_fn_with_state(Around { requests, draining, discarded: discard::Places::default() }, around_each))
+        .layer(middleware::from_fn_with_state(
+            Shared { requests, draining, discard_slots: discard::DiscardSlots::default() },
+            wrap_request,
+        ))
 }
 
 /// What all requests share.
 #[derive(Clone)]
-struct Around {
+struct Shared {
     requests: TaskTracker,
     draining: CancellationToken,
-    discarded: discard::Places,
+    discard_slots: discard::DiscardSlots,
 }
 
-/// What every request gets: an id, a span with a log line at its end, and an answer in the one error form even when a handler panics.
-async fn around_each(State(Around { requests, draining, discarded }): State<Around>, mut request: Request, next: Next) -> Response {
+/// Gives every request a trace id, a span with a log line at its end, and an answer in the
+/// documented error form even when a handler panics.
+async fn wrap_request(
+    State(Shared { requests, draining, discard_slots }): State<Shared>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let running = requests.token();
-    let request_id = telemetry::request_id(request.headers());
-    // The route and not the path: a query or a mistaken path may hold an address, or a key.
+    let trace_id = telemetry::request_id(request.headers());
+    // The route and not the path is logged: a query or a mistyped path may contain an address or a
+    // key.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let span = tracing::info_span!(
         "http",
         method = %request.method(),
         route,
-        request_id = request_id.to_str().unwrap_or_default(),
+        request_id = trace_id.to_str().unwrap_or_default(),
     );
-    request.headers_mut().insert(telemetry::REQUEST_ID, request_id.clone());
+    request.headers_mut().insert(telemetry::REQUEST_ID, trace_id.clone());
     let is_private = request.uri().path() == "/v1" || request.uri().path().starts_with("/v1/");
     let started = Instant::now();
     async move {
-        let request = discarded.keep(request);
+        let request = discard_slots.wrap(request);
         let mut response = if draining.is_cancelled() && request.uri().path() != "/healthz" {
             Problem::draining().into_response()
         } else {
@@ -203,13 +221,13 @@ async fn around_each(State(Around { requests, draining, discarded }): State<Arou
         };
         tracing::info!(status = response.status().as_u16(), elapsed_ms = started.elapsed().as_millis() as u64, "request");
         let headers = response.headers_mut();
-        headers.insert(telemetry::REQUEST_ID, request_id);
+        headers.insert(telemetry::REQUEST_ID, trace_id);
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if is_private {
-            // What a workspace is told is for nobody else: a cache between does not know the key.
+            // The answer is for one workspace only, and a cache between does not know the key.
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
-        // The request counts as running until the last of its answer has been taken.
+        // The request counts as running until the end of its answer has been read.
         response.map(|body| Body::new(Running::new(body, running)))
     }
     .instrument(span)
@@ -314,7 +332,8 @@ async fn export_entries(
     let (format, filter) = match parsed {
         Ok(parsed) => parsed,
         Err(problem) => {
-            // Whoever is not let in is told that first.
+            // A caller that is not admitted gets that error first. So the service is called, with a
+            // broken message stream.
             let broken = once(async move { Err::<ExportEntriesRequest, _>(problem) });
             gateway.call::<_, ()>("/dnc.v1.DncService/ListEntries", &headers, broken).await?;
             return Err(Problem::internal());
@@ -346,13 +365,13 @@ impl Gateway {
         body: Body,
         default_reason: &'static str,
     ) -> Result<(MetadataMap, ImportEntriesResponse, u64), Problem> {
-        let request_id = headers.get("idempotency-key").cloned();
+        let idempotency_key = headers.get("idempotency-key").cloned();
         let excluded = Arc::new(AtomicU64::new(0));
         let held = Held::default();
         let (received, bodies, counted, holding) = (headers.clone(), self.bodies.clone(), excluded.clone(), held.clone());
         let messages = once(async move {
             let query = Query::parse(query.as_deref(), &requests::IMPORT_PARAMETERS)?;
-            let options = requests::import_options(&query, request_id, default_reason)?;
+            let options = requests::import_options(&query, idempotency_key, default_reason)?;
             let source = FileSource::of_query(&query)?;
             Ok(match MediaType::of(&received)? {
                 MediaType::File(format) => {
@@ -369,15 +388,15 @@ impl Gateway {
         let messages = Resumable::new(messages.try_flatten());
         let (metadata, answer): Answer<ImportEntriesResponse> =
             self.call("/dnc.v1.DncService/ImportEntries", headers, messages.clone()).await?;
-        // A repeat is answered before its body is read. Reading on counts those who were excluded again, and spares the caller a
-        // connection that closes while it still writes.
+        // A repeated import is answered before its body is read. Reading on counts the excluded
+        // rows again, and spares the caller a connection that closes while it still writes.
         if let Some(rest) = messages.take_over() {
             let _ = rest.try_for_each(|_| std::future::ready(Ok(()))).await;
         }
         Ok((metadata, answer, excluded.load(Ordering::Relaxed)))
     }
 
-    /// Asks about a mailing list, and answers it row by row as it comes.
+    /// Checks a mailing list, and answers row by row as the file comes.
     async fn check_file(
         &self,
         query: Option<String>,
@@ -424,20 +443,20 @@ fn pass_back(metadata: &MetadataMap, mut response: Response) -> Response {
     response
 }
 
-/// Why the messages of a call broke off.
+/// Why the messages of a call broke off, if they did.
 type Fault = Arc<Mutex<Option<Problem>>>;
 
-/// When the service asked for a message last.
-type Asked = Arc<Mutex<Instant>>;
+/// When the service last asked for a message.
+type LastAsked = Arc<Mutex<Instant>>;
 
-/// A request with these messages. When one cannot be made, the request is cancelled and the cause kept: ending the stream would look
-/// like a whole, shorter call.
+/// Makes a request of these messages. When a message cannot be made, the request is cancelled and
+/// the cause kept in the fault. Ending the stream would look like a complete, shorter call.
 fn request<M: Send + 'static>(
     headers: &HeaderMap,
     messages: impl Stream<Item = Result<M, Problem>> + Send + 'static,
-) -> (tonic::Request<BoxStream<'static, M>>, Fault, Asked) {
-    let asked = Arc::new(Mutex::new(Instant::now()));
-    let noted = asked.clone();
+) -> (tonic::Request<BoxStream<'static, M>>, Fault, LastAsked) {
+    let last_asked = Arc::new(Mutex::new(Instant::now()));
+    let noted = last_asked.clone();
     let fault = Fault::default();
     let mut request = tonic::Request::from_parts(metadata(headers), tonic::Extensions::default(), ());
     let cancel = request.cancellation_handle();
@@ -460,16 +479,16 @@ fn request<M: Send + 'static>(
         *noted.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         messages.poll_next_unpin(cx)
     });
-    (request.map(|()| messages.boxed()), fault, asked)
+    (request.map(|()| messages.boxed()), fault, last_asked)
 }
 
-/// Gives a call up when the service neither asks for a message nor answers for too long. While it waits for a message, the body's own
-/// deadlines hold.
-async fn unless_silent<T>(method: &str, asked: &Asked, answer: impl Future<Output = T>) -> Result<T, Problem> {
-    let patience = if method.ends_with("/DeleteEntries") { DELETE_TIMEOUT } else { ANSWER_TIMEOUT };
+/// Gives up a call when the service neither asks for a message nor answers for too long. While the
+/// service waits for a message, the deadlines of the body apply.
+async fn unless_silent<T>(method: &str, last_asked: &LastAsked, answer: impl Future<Output = T>) -> Result<T, Problem> {
+    let silence_max = if method.ends_with("/DeleteEntries") { DELETE_TIMEOUT } else { ANSWER_TIMEOUT };
     let mut answer = std::pin::pin!(answer);
     loop {
-        let deadline = *asked.lock().unwrap_or_else(PoisonError::into_inner) + patience;
+        let deadline = *last_asked.lock().unwrap_or_else(PoisonError::into_inner) + silence_max;
         if deadline <= Instant::now() {
             return Err(Problem::silent());
         }
@@ -479,7 +498,8 @@ async fn unless_silent<T>(method: &str, asked: &Asked, answer: impl Future<Outpu
     }
 }
 
-/// A stream that can be read on after a call that took it has ended. To the call it has ended, too, once it is taken over.
+/// A stream that can be read on after the call that took it has ended. Once it is taken over, the
+/// call sees its end.
 struct Resumable<M>(Arc<Mutex<Option<BoxStream<'static, M>>>>);
 
 impl<M> Resumable<M> {

@@ -1,5 +1,5 @@
-//! The part of a URL behind the question mark. It is strict: a misspelled filter or option that were
-//! ignored would select, export or store something else than the caller means.
+//! Parses the query string of a URL. Parsing is strict: if a misspelled filter or option were
+//! ignored, the call would select, export or store something else than the caller means.
 
 use percent_encoding::percent_decode_str;
 use prost_types::Timestamp;
@@ -14,27 +14,27 @@ pub(super) const PAGE: [&str; 7] = ["type", "reason", "search", "createdFrom", "
 /// The parameters of an export.
 pub(super) const EXPORT: [&str; 6] = ["type", "reason", "search", "createdFrom", "createdTo", "format"];
 
-/// Entries a page, as the public reference has it.
+/// Entries per page by default and at most, by the public reference.
 const LIMIT: i32 = 25;
 const LIMIT_MAX: i32 = 100;
 
-/// The parameters of a call, each there once at most.
+/// The parameters of a call. Each occurs at most once.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Takes the raw text apart. A plus sign stays one, although forms write a space so: most who put
-    /// `bob+news@example.com` into a URL mean that address, and asking about another one would give a
-    /// wrong answer.
+    /// Parses the raw query string. A plus sign stays a plus sign, although HTML forms encode a
+    /// space so. Most callers who put `bob+news@example.com` into a URL mean that address, and
+    /// checking another one would give a wrong answer.
     ///
     /// # Errors
-    /// 400 for a parameter that is not `known`, stands there twice, or is not percent-encoded UTF-8.
+    /// 400 for a parameter that is not `known`, occurs twice, or is not percent-encoded UTF-8.
     pub(super) fn parse(query: Option<&str>, known: &[&'static str]) -> Result<Self, Problem> {
         let mut parameters: Vec<(String, String)> = Vec::new();
         for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let decoded = |text: &str, place: &str| match percent_decode_str(text).decode_utf8() {
+            let decoded = |text: &str, parameter: &str| match percent_decode_str(text).decode_utf8() {
                 Ok(text) => Ok(text.into_owned()),
-                Err(_) => Err(Problem::invalid(place, "expected percent-encoded UTF-8")),
+                Err(_) => Err(Problem::invalid(parameter, "expected percent-encoded UTF-8")),
             };
             let name = decoded(name, "query")?;
             if !known.contains(&name.as_str()) {
@@ -49,12 +49,12 @@ impl Query {
         Ok(Self(parameters))
     }
 
-    /// A value.
+    /// The value of a parameter, if it is given.
     pub(super) fn get(&self, name: &str) -> Option<String> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
     }
 
-    /// True or false; false unless it is there.
+    /// The value of a boolean parameter. The default is false.
     pub(super) fn flag(&self, name: &str) -> Result<bool, Problem> {
         match self.get(name).as_deref() {
             None | Some("false") => Ok(false),
@@ -63,7 +63,7 @@ impl Query {
         }
     }
 
-    /// Entries a page: 1 to 100.
+    /// The entries per page, 1 to 100. The default is 25.
     pub(super) fn limit(&self) -> Result<i32, Problem> {
         let Some(text) = self.get("limit") else { return Ok(LIMIT) };
         text.parse()
@@ -77,7 +77,7 @@ impl Query {
         timestamp(name, &text).map(Some)
     }
 
-    /// The filters of a list.
+    /// The filter made of the parameters `type`, `reason`, `search`, `createdFrom` and `createdTo`.
     pub(super) fn filter(&self) -> Result<EntryFilter, Problem> {
         Ok(EntryFilter {
             r#type: self.get("type").map(|name| requests::entry_type("type", &name)).transpose()?.unwrap_or_default().into(),
@@ -89,7 +89,7 @@ impl Query {
     }
 }
 
-/// A time in RFC 3339, which stands in `field`.
+/// Parses a time in RFC 3339. An error names `field`.
 pub(super) fn timestamp(field: &str, text: &str) -> Result<Timestamp, Problem> {
     let time = OffsetDateTime::parse(text, &Rfc3339)
         .map_err(|_| Problem::invalid(field, "expected a time such as 2024-06-01T10:00:00.000Z"))?;
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_and_the_nearest_name_told() {
+    fn unknown_parameters_are_refused_with_the_nearest_name() {
         for (query, nearest) in [
             ("serach=x", "search"),
             ("created_from=2024-01-01T00:00:00Z", "createdFrom"),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_no_parameter() {
+    fn an_empty_query_has_no_parameters() {
         for query in [None, Some(""), Some("&"), Some("&&")] {
             assert!(Query::parse(query, &[]).is_ok());
         }

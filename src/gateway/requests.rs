@@ -1,8 +1,8 @@
-//! Bodies of requests, decoded straight into the proto's own messages.
+//! Decodes JSON request bodies straight into the messages of the API.
 //!
-//! Here stand the rules about shape (what is an object, what is a string, how many entries a body may
-//! have); what an address may be is the service's business. Imports and checks ignore fields that
-//! they do not know; a deletion refuses them, since a misspelled filter would delete everything.
+//! The rules about shape are here: which value is an object or a string, and how many entries a
+//! body may have. The service decides what a valid address is. Imports and checks ignore unknown
+//! fields. A deletion refuses them, since a misspelled filter would delete everything.
 
 use std::fmt;
 
@@ -24,34 +24,37 @@ use crate::{
     },
 };
 
-/// The public reference's limit of one JSON import.
+/// The public reference's limit of one JSON import. It holds for the addresses of a check or
+/// deletion, too.
 const ENTRIES_MAX: usize = 10_000;
 
-/// Room for one message below the service's limit of 4 MiB.
+/// The size of one message, with a margin below the service's limit of 4 MiB.
 const MESSAGE_BYTES_MAX: usize = 3 << 20;
 
-/// No text this long can be valid, and cut to this length it is refused all the same; so one absurd
-/// entry fails alone and not together with the message that it would not fit into.
+/// No text of this length can be valid, and the service rejects it all the same when it is cut to
+/// this length. So an oversized entry fails alone, and not together with the message that it would
+/// not fit into.
 const TEXT_BYTES_MAX: usize = 64 << 10;
 
-/// A number that the enum does not have: the service refuses the entry that carries it, as it should.
+/// A number that the enum does not have. The service rejects the entry that carries it.
 const UNKNOWN_TYPE: i32 = -1;
 
 /// The fields of a deletion.
 const DELETE_FIELDS: [&str; 9] =
     ["emails", "selectAll", "search", "type", "entryType", "reason", "createdFrom", "createdTo", "validateOnly"];
 
-/// How a list with too many members is refused.
+/// The error text that marks a list with too many members.
 const TOO_MANY: &str = "too many";
 
-/// What the visitors here, and serde's own, may expect. Whatever else an error says may quote the caller.
+/// The values that the visitors here and in serde may expect, with their names in JSON. The rest of
+/// an error's text is never passed on, since it may quote the caller.
 const EXPECTED: [(&str, &str); 4] =
     [("a string", "a string"), ("a boolean", "true or false"), ("a sequence", "an array"), ("an object", "an object")];
 
-/// The parameters of an import; the last two are of files.
+/// The parameters of an import. The last two apply to files only.
 pub(super) const IMPORT_PARAMETERS: [&str; 3] = ["validateOnly", "from", "column"];
 
-/// The options of an import.
+/// The options of an import, from its parameters and its idempotency key.
 pub(super) fn import_options(
     query: &Query,
     idempotency_key: Option<HeaderValue>,
@@ -68,7 +71,7 @@ pub(super) fn import_options(
     })
 }
 
-/// `{"emails": […]}` of a check.
+/// Decodes the body of a check, `{"emails": […]}`.
 pub(super) fn check_request(bytes: &[u8]) -> Result<CheckEntriesRequest, Problem> {
     #[derive(Deserialize)]
     struct CheckBody {
@@ -78,15 +81,16 @@ pub(super) fn check_request(bytes: &[u8]) -> Result<CheckEntriesRequest, Problem
     Ok(CheckEntriesRequest { emails: addresses(emails)? })
 }
 
-/// `?email=` of a check.
+/// Decodes the query of a check of one address, `?email=`.
 pub(super) fn check_one_request(query: Option<&str>) -> Result<CheckEntriesRequest, Problem> {
     let email = Query::parse(query, &["email"])?.get("email").ok_or_else(|| Problem::invalid("email", "is missing"))?;
     Ok(CheckEntriesRequest { emails: vec![cut(email)] })
 }
 
-/// `{"emails": […]}` or `{"selectAll": true, …}` of a deletion. That it is exactly one of the two is the service's rule.
+/// Decodes the body of a deletion, `{"emails": […]}` or `{"selectAll": true, …}`. The service
+/// checks that it is exactly one of the two.
 pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Problem> {
-    /// Null is no value here: who sends `"search": null` meant to set it.
+    /// Null is refused: a client that sends `"search": null` meant to set it.
     fn set<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
         T::deserialize(deserializer).map(Some)
     }
@@ -113,7 +117,7 @@ pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Probl
         validate_only: bool,
     }
     let body: DeleteBody = parse(bytes)?;
-    // A filter that says nothing would delete everything, which is what nobody means by it.
+    // An empty text filters nothing, so the call would delete everything, which nobody means by it.
     for (field, text) in [("search", &body.search), ("reason", &body.reason)] {
         if text.as_deref() == Some("") {
             return Err(Problem::invalid(field, "expected a text, or to be left out"));
@@ -145,7 +149,7 @@ pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Probl
     })
 }
 
-/// The page that `GET /v1/dnc` asks for.
+/// The request for one page of `GET /v1/dnc`.
 pub(super) fn list_request(query: &Query) -> Result<ListEntriesRequest, Problem> {
     Ok(ListEntriesRequest {
         filter: Some(query.filter()?),
@@ -154,7 +158,7 @@ pub(super) fn list_request(query: &Query) -> Result<ListEntriesRequest, Problem>
     })
 }
 
-/// Addresses named in a body: one at least, and not too long for a message together.
+/// The addresses of a body: at least one, and together they fit into a message.
 fn addresses(Limited(emails): Limited<Text>) -> Result<Vec<String>, Problem> {
     if emails.is_empty() {
         return Err(wrong_count("emails", "0"));
@@ -166,12 +170,13 @@ fn addresses(Limited(emails): Limited<Text>) -> Result<Vec<String>, Problem> {
     Ok(emails)
 }
 
-fn wrong_count(place: &str, got: &str) -> Problem {
-    let members = if place == "emails" { "addresses" } else { "entries" };
-    Problem::invalid(place, &format!("expected 1 to {ENTRIES_MAX} {members}, got {got}"))
+fn wrong_count(path: &str, got: &str) -> Problem {
+    let members = if path == "emails" { "addresses" } else { "entries" };
+    Problem::invalid(path, &format!("expected 1 to {ENTRIES_MAX} {members}, got {got}"))
 }
 
-/// The entries of `{"entries": [{"email", "type"?, "reason"?, "unsubscribedAt"?}]}`.
+/// Decodes the entries of `{"entries": [{"email", "type"?, "reason"?, "unsubscribedAt"?}]}`. The
+/// outer error refuses the whole body; an inner one rejects one entry.
 pub(super) fn import_entries(bytes: &[u8]) -> Result<Vec<Result<Entry, InvalidTime>>, Problem> {
     let ImportBody { entries: Limited(entries) } = parse(bytes)?;
     if entries.is_empty() {
@@ -180,11 +185,11 @@ pub(super) fn import_entries(bytes: &[u8]) -> Result<Vec<Result<Entry, InvalidTi
     Ok(entries.into_iter().map(|Object(entry)| entry.into_proto()).collect())
 }
 
-/// An entry whose `unsubscribedAt` is no time.
+/// An entry whose `unsubscribedAt` is not a valid time.
 #[derive(Debug)]
 pub(super) struct InvalidTime;
 
-/// The messages of one import: as few as the service's limit on a message allows.
+/// Packs the entries of one import into as few messages as the service's limit on a message allows.
 pub(super) fn import_requests(entries: Vec<Result<Entry, InvalidTime>>, options: ImportOptions) -> Vec<ImportEntriesRequest> {
     let mut packer = Packer::new(Some(options), None, ENTRIES_MAX, MESSAGE_BYTES_MAX);
     for entry in entries {
@@ -225,7 +230,7 @@ impl JsonEntry {
     }
 }
 
-/// The number of an entry type's name; empty means that none was given.
+/// The enum number of an entry type's name. An empty name means that no type was given.
 fn type_number(name: &str) -> i32 {
     match name {
         "" => EntryType::Unspecified.into(),
@@ -235,7 +240,7 @@ fn type_number(name: &str) -> i32 {
     }
 }
 
-/// See [`TEXT_BYTES_MAX`].
+/// Cuts a text to [`TEXT_BYTES_MAX`].
 fn cut(mut text: String) -> String {
     if text.len() > TEXT_BYTES_MAX {
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
@@ -243,8 +248,9 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// A text of any octets, cut to [`TEXT_BYTES_MAX`]. Half a surrogate pair (what cutting a text in the middle of an emoji leaves) or octets
-/// that are not UTF-8 become a NUL, which the service refuses in every field: so they fail their own entry and not the whole body.
+/// A text of any bytes, cut to [`TEXT_BYTES_MAX`]. Half a surrogate pair (left when a text is cut
+/// in the middle of an emoji) and bytes that are not UTF-8 become NUL. The service rejects NUL in
+/// every field, so such a text fails its own entry and not the whole body.
 #[derive(Default)]
 struct Text(String);
 
@@ -268,7 +274,7 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// The number of an entry type's name, without making a text of it.
+/// The enum number of an entry type's name, read without allocating a string.
 #[derive(Default)]
 struct JsonEntryType(i32);
 
@@ -291,7 +297,7 @@ impl<'de> Deserialize<'de> for JsonEntryType {
             }
 
             fn visit_bytes<E>(self, bytes: &[u8]) -> Result<JsonEntryType, E> {
-                // An empty text is a text, and no type's name.
+                // An empty text is not the name of a type.
                 let name = str::from_utf8(bytes).ok().filter(|name| !name.is_empty());
                 Ok(JsonEntryType(name.map_or(UNKNOWN_TYPE, type_number)))
             }
@@ -300,7 +306,8 @@ impl<'de> Deserialize<'de> for JsonEntryType {
     }
 }
 
-/// A JSON object and nothing else: what serde derives for a struct would take an array of its fields as well.
+/// A JSON object and nothing else. The code that serde derives for a struct would also accept an
+/// array of its fields.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -321,7 +328,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// An array of [`ENTRIES_MAX`] members at most. Nothing is kept for more, and what stands behind them is not read.
+/// An array of at most [`ENTRIES_MAX`] members. Reading stops at the first one beyond that.
 struct Limited<T>(Vec<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Limited<T> {
@@ -349,55 +356,55 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Limited<T> {
     }
 }
 
-/// Decodes a whole body; a fault is told with its place, and without the text that stands there.
+/// Decodes a whole body. An error names the path of the fault, and never quotes the text there.
 fn parse<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Problem> {
     if let Ok(Object(value)) = serde_json::from_slice(bytes) {
         return Ok(value);
     }
-    // Keeping track of the place costs time, so only a body with a fault is read this way.
+    // Keeping track of the path costs time, so only a body with a fault is read this way.
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     match serde_path_to_error::deserialize::<_, Object<T>>(&mut deserializer) {
         Ok(_) => Err(Problem::invalid("body", "expected nothing after the JSON object")),
         Err(error) => {
             let path = error.path().to_string();
-            let place = if path == "." { "body".to_owned() } else { path };
-            Err(describe(&place, error.inner()))
+            let path = if path == "." { "body".to_owned() } else { path };
+            Err(describe(&path, error.inner()))
         }
     }
 }
 
-fn describe(place: &str, error: &serde_json::Error) -> Problem {
+fn describe(path: &str, error: &serde_json::Error) -> Problem {
     let (line, column) = (error.line(), error.column());
     let text = error.to_string();
     let text = text.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&text);
     if !error.is_data() {
-        // These texts are fixed; they quote nothing.
+        // These texts are fixed and quote nothing.
         return Problem::invalid("body", &format!("expected valid JSON, but at line {line}, column {column}: {text}"));
     }
     if text == TOO_MANY {
-        return wrong_count(place, "more");
+        return wrong_count(path, "more");
     }
     if let Some((_, expected)) = EXPECTED.iter().find(|(expected, _)| text.ends_with(&format!(", expected {expected}"))) {
-        return Problem::invalid(place, &format!("expected {expected}"));
+        return Problem::invalid(path, &format!("expected {expected}"));
     }
     let quoted = text.split('`').nth(1).unwrap_or_default();
     if text.starts_with("unknown field") {
         return Problem::unknown("field", "body", quoted, &DELETE_FIELDS);
     }
-    // The fields of these two are ours.
-    let inner = if place == "body" { quoted.to_owned() } else { format!("{place}.{quoted}") };
+    // In these two errors, the quoted field is one of ours, never the caller's text.
+    let inner = if path == "body" { quoted.to_owned() } else { format!("{path}.{quoted}") };
     if text.starts_with("missing field") {
         Problem::invalid(&inner, "is missing")
     } else if text.starts_with("duplicate field") {
-        // The path already ends with the field that is there twice.
-        let place = if place.ends_with(quoted) { place } else { &inner };
-        Problem::invalid(place, "is there twice")
+        // The path already ends with the duplicate field.
+        let path = if path.ends_with(quoted) { path } else { &inner };
+        Problem::invalid(path, "is there twice")
     } else {
         Problem::invalid("body", "cannot be read")
     }
 }
 
-/// The entry type of this name, which stands in `field`.
+/// The entry type of this name. An error names `field`.
 pub(super) fn entry_type(field: &str, name: &str) -> Result<EntryType, Problem> {
     match name {
         "email" => Ok(EntryType::Email),
@@ -484,7 +491,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fault_is_told_with_its_place_and_without_the_text_there() {
+    async fn an_error_names_the_path_and_quotes_nothing() {
         for (body, expected) in [
             (r#"{"entries":[{"email":"a@b.de"},{"email":5}]}"#, "entries[1].email: expected a string"),
             (r#"{"entries":[{"email":null}]}"#, "entries[0].email: expected a string"),
@@ -513,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_is_strict_and_names_what_was_meant() {
+    fn a_deletion_refuses_unknown_fields_and_suggests_the_nearest() {
         for (body, expected) in [
             (r#"{"selectAll":true,"serach":"x"}"#, "serach: unknown field; did you mean search? "),
             (r#"{"selectAll":true,"Search":"x"}"#, "Search: unknown field; did you mean search? "),
@@ -549,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_for_more_members_than_a_call_may_have() {
+    fn reading_stops_at_the_first_member_too_many() {
         for (field, member, parse) in [
             ("entries", r#"{"email":"a@b.de"}"#, (|body| import_entries(body).map(|_| ())) as fn(&[u8]) -> Result<(), Problem>),
             ("emails", r#""a@b.de""#, |body| check_request(body).map(|_| ())),
@@ -557,7 +564,7 @@ mod tests {
         ] {
             let body = |count: usize, end: &str| format!("{{\"{field}\":[{}{end}", vec![member; count].join(","));
             assert!(parse(body(10_000, "]}").as_bytes()).is_ok());
-            // What stands behind the member that is one too many is not even looked at.
+            // Nothing after the first member too many is read.
             for end in ["]}", ",[[[["] {
                 let message = parse(body(10_001, end).as_bytes()).expect_err("too many").into_message();
                 assert!(
@@ -569,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn no_fault_repeats_what_the_caller_wrote() {
+    fn no_error_quotes_the_caller() {
         const SECRET: &str = "secret";
         let texts = [
             format!("{SECRET}.de"),
@@ -652,7 +659,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_is_none_fails_its_entry_where_it_stands() {
+    fn an_invalid_time_fails_its_own_entry_with_its_position() {
         let body = r#"{"entries":[{"email":"a@b.de","unsubscribedAt":"2024-06-01T12:00:00+02:00"},{"email":"c@d.de","unsubscribedAt":"2024-06-01"},{"email":"e@f.de","unsubscribedAt":null}]}"#;
         let requests = import_requests(import_entries(body.as_bytes()).expect("valid"), ImportOptions::default());
         let [request] = requests.as_slice() else { panic!("one message") };

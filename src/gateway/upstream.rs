@@ -1,11 +1,14 @@
-//! The gRPC server behind the gateway, however it is reached.
+//! The gRPC server behind the gateway: the service in this process, or a server elsewhere.
 //!
-//! Calls to a server elsewhere share connections, and calls on one connection share its flow-control window: what nobody reads of one call stops all others
-//! once the window is full. So a connection carries no more calls than have room in its window side by side, and imports and checks of whole
-//! lists, which may wait long in the middle of their messages, have connections of their own.
+//! Calls on one connection share its flow-control window. A call whose answer nobody reads stops
+//! all others on its connection once the window is full. So a connection carries only as many calls
+//! as fit into its window side by side. Imports and checks of whole lists, which may wait long in
+//! the middle of their messages, have connections of their own.
 //!
-//! A call is refused before the body of its HTTP request is read, here as with a service in this process. HTTP/2 does not say when a server
-//! wants the messages of a call. So the head of the answer is asked for as soon as the caller was let in, and no message is made before it comes.
+//! A call is refused before the body of its HTTP request is read, also when the server is
+//! elsewhere. HTTP/2 does not say when a server wants the messages of a call. So the gateway asks
+//! for the response head as soon as the caller is admitted, and makes no message before the head
+//! arrives.
 
 use std::{
     pin::Pin,
@@ -28,79 +31,80 @@ use tower::{Service, ServiceExt};
 
 use crate::wire::{EARLY_HEAD, running::Running};
 
-/// Calls on one connection at once. The window of a connection must have room for as many windows of a stream, on both ends.
+/// Calls on one connection at the same time. On both ends, the window of a connection must be as
+/// large as that many stream windows.
 pub const UPSTREAM_CALLS_MAX: usize = 4;
 
-/// Connections to the upstream, those for imports and those for everything else together.
+/// The most connections to the upstream: half of them for imports, half for everything else.
 pub const UPSTREAM_CONNECTIONS_MAX: usize = 128;
 
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = UPSTREAM_CALLS_MAX as u32 * STREAM_WINDOW_BYTES;
 
-/// How long a call waits while all connections are taken.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a call waits for a slot while all connections are in use.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A gRPC server, as the generated clients call it.
+/// A gRPC server, called by the generated clients like a channel.
 #[derive(Clone, Debug)]
 pub enum Upstream {
-    /// The guarded service in this process, called without a socket.
+    /// The service in this process with its authentication, called without a socket.
     Here(Routes),
     /// A server elsewhere.
     Elsewhere(Elsewhere),
 }
 
 impl Upstream {
-    /// A server elsewhere. Connections are made when they are needed.
+    /// Calls a server elsewhere. Connections are made when they are needed.
     pub fn elsewhere(endpoint: Endpoint) -> Self {
         let endpoint = endpoint
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(10));
-        let lane = || {
-            Arc::new(Lane {
+        let pool = || {
+            Arc::new(Pool {
                 endpoint: endpoint.clone(),
-                places: Arc::new(Semaphore::new(UPSTREAM_CONNECTIONS_MAX / 2 * UPSTREAM_CALLS_MAX)),
+                slots: Arc::new(Semaphore::new(UPSTREAM_CONNECTIONS_MAX / 2 * UPSTREAM_CALLS_MAX)),
                 channels: Mutex::default(),
             })
         };
-        Self::Elsewhere(Elsewhere { imports: lane(), others: lane() })
+        Self::Elsewhere(Elsewhere { imports: pool(), others: pool() })
     }
 }
 
 /// The connections to a server elsewhere.
 #[derive(Clone, Debug)]
 pub struct Elsewhere {
-    imports: Arc<Lane>,
-    others: Arc<Lane>,
+    imports: Arc<Pool>,
+    others: Arc<Pool>,
 }
 
 #[derive(Debug)]
-struct Lane {
+struct Pool {
     endpoint: Endpoint,
-    places: Arc<Semaphore>,
-    /// Each with the number of calls on it.
+    slots: Arc<Semaphore>,
+    /// Each connection with the number of calls on it.
     channels: Mutex<Vec<(Channel, usize)>>,
 }
 
-/// A call's place on a connection.
+/// A call's slot on a connection, given back on drop.
 #[derive(Debug)]
-struct Taken {
-    lane: Arc<Lane>,
+struct CallSlot {
+    pool: Arc<Pool>,
     index: usize,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
-impl Lane {
+impl Pool {
     async fn call(self: Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, Status> {
-        let mut let_in = None;
-        if waits_for_leave(request.uri().path()) {
+        let mut admitted = None;
+        if waits_for_admission(request.uri().path()) {
             let (sender, receiver) = oneshot::channel();
-            let_in = Some(sender);
+            admitted = Some(sender);
             request.headers_mut().insert(EARLY_HEAD, HeaderValue::from_static("1"));
-            request = request.map(|body| Body::new(Held { body, let_in: Some(receiver) }));
+            request = request.map(|body| Body::new(HeldMessages { body, admitted: Some(receiver) }));
         }
-        let place = tokio::time::timeout(PATIENCE, self.places.clone().acquire_owned())
+        let slot = tokio::time::timeout(SLOT_TIMEOUT, self.slots.clone().acquire_owned())
             .await
             .map_err(|_| Status::unavailable("every connection to the upstream is taken"))?
             .map_err(|_| Status::internal("the connections to the upstream are closed"))?;
@@ -114,49 +118,49 @@ impl Lane {
             channels[index].1 += 1;
             (channels[index].0.clone(), index)
         };
-        let taken = Taken { lane: self, index, _place: place };
+        let call_slot = CallSlot { pool: self, index, _slot: slot };
         let response = channel.oneshot(request).await.map_err(|error| Status::from_error(error.into()))?;
-        if let Some(let_in) = let_in
+        if let Some(admitted) = admitted
             && !response.headers().contains_key(Status::GRPC_STATUS)
         {
-            // Nobody waits for it when the connection has failed meanwhile.
-            let _ = let_in.send(());
+            // The receiver is gone if the connection has failed meanwhile.
+            let _ = admitted.send(());
         }
-        // The call is on its connection until the last of its answer has been taken.
-        Ok(response.map(|body| Body::new(Running::new(body, taken))))
+        // The call keeps its slot until the end of its answer has been read.
+        Ok(response.map(|body| Body::new(Running::new(body, call_slot))))
     }
 }
 
-impl Drop for Taken {
+impl Drop for CallSlot {
     fn drop(&mut self) {
-        self.lane.channels.lock().unwrap_or_else(PoisonError::into_inner)[self.index].1 -= 1;
+        self.pool.channels.lock().unwrap_or_else(PoisonError::into_inner)[self.index].1 -= 1;
     }
 }
 
-/// Whether the messages of this method wait until the caller was let in. An export has no body to be read, and the head of its answer tells whether
-/// it could begin.
-fn waits_for_leave(path: &str) -> bool {
+/// Whether the messages of this method wait until the caller is admitted. An export does not wait:
+/// it has no body to read, and the head of its answer says whether it could begin.
+fn waits_for_admission(path: &str) -> bool {
     path.starts_with("/dnc.v1.") && !path.ends_with("/ExportEntries")
 }
 
-/// The messages of a call, which are not asked for until its caller was let in.
-struct Held {
+/// The messages of a call. They are not read before the caller is admitted.
+struct HeldMessages {
     body: Body,
-    /// None once it was.
-    let_in: Option<oneshot::Receiver<()>>,
+    /// None once the caller is admitted.
+    admitted: Option<oneshot::Receiver<()>>,
 }
 
-impl http_body::Body for Held {
+impl http_body::Body for HeldMessages {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(let_in) = &mut self.let_in {
-            if ready!(Pin::new(let_in).poll(cx)).is_err() {
-                // An end would look like a whole call without messages.
+        if let Some(admitted) = &mut self.admitted {
+            if ready!(Pin::new(admitted).poll(cx)).is_err() {
+                // Ending the stream here would look like a complete call without messages.
                 return Poll::Ready(Some(Err(Status::cancelled("the call was refused or given up"))));
             }
-            self.let_in = None;
+            self.admitted = None;
         }
         Pin::new(&mut self.body).poll_frame(cx)
     }
@@ -182,8 +186,8 @@ impl Service<Request<Body>> for Upstream {
             }
             Self::Elsewhere(Elsewhere { imports, others }) => {
                 let path = request.uri().path();
-                let lane = if path.ends_with("/ImportEntries") || path.ends_with("/ScrubEntries") { imports } else { others };
-                Box::pin(lane.clone().call(request))
+                let pool = if path.ends_with("/ImportEntries") || path.ends_with("/ScrubEntries") { imports } else { others };
+                Box::pin(pool.clone().call(request))
             }
         }
     }

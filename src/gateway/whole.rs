@@ -1,9 +1,11 @@
-//! JSON bodies: read whole, unpacked and decoded, within what a server may hold in memory. Streamed files are counted here, too.
+//! Reads JSON bodies into memory, decompresses and decodes them, within the memory that a server
+//! may use. Streamed files are counted here, too, and read in `files`.
 //!
-//! A JSON body needs memory twice. While it comes it takes its own size out of one budget, so that slow
-//! senders hold nothing that others need to get on. When all of it is there, it takes what decoding and
-//! storing it need out of the budget of work, which it holds until the call is answered. Whoever holds
-//! a part of the second waits for nothing but the service, so the two cannot block each other.
+//! A JSON body takes memory from two budgets. While it arrives, it takes its own size from the
+//! budget for arriving bodies, so slow senders hold nothing that other calls need to finish. When
+//! it is complete, it takes what decoding and storing need from the budget of work, and holds that
+//! until the call is answered. A call that holds a part of the second budget waits for nothing but
+//! the service, so the two budgets cannot block each other.
 
 use std::{
     future::Future,
@@ -25,64 +27,70 @@ use super::{
 };
 use crate::wire::budget::{Budget, Permit};
 
-/// How long a JSON body may take to come, and how long it may stand still.
+/// How long a JSON body may take to arrive, and how long no byte of it may arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bodies up to this size are not counted: a single check never waits for the imports of its own workspace.
-const FREE_BYTES: usize = 4 << 10;
+/// Bodies up to this size are not counted. So a single check never waits for the imports of its own
+/// workspace.
+const UNCOUNTED_BYTES_MAX: usize = 4 << 10;
 
-/// Bodies up to this size are decoded where they are; it takes less than a millisecond.
-const DECODED_HERE_BYTES: usize = 64 << 10;
+/// Bodies up to this size are decoded on the calling task: decoding takes less than a millisecond.
+const INLINE_DECODE_BYTES_MAX: usize = 64 << 10;
 
-/// Bodies of the largest size that may be on their way at once; one caller may send one of them.
-const ARRIVING_BODIES: usize = 4;
+/// How many bodies of the largest size may arrive at the same time. One caller may send one of
+/// them.
+const ARRIVING_BODIES_MAX: usize = 4;
 
-/// Bodies that are unpacked and decoded at once: four, and one of each caller, as a [`Budget`] gives a caller a quarter. So nobody's
-/// bodies keep the processor from those of others.
-const TURN: usize = 1 << 10;
-const TURNS: usize = 4 * TURN;
+/// How many bodies are decompressed and decoded at the same time. A slot is one unit of a
+/// [`Budget`], which gives a caller a quarter: four slots in all, and one per caller. So one
+/// caller's bodies cannot take the processor from those of other callers.
+const DECODE_SLOT: usize = 1 << 10;
+const DECODE_SLOTS: usize = 4 * DECODE_SLOT;
 
-/// What a streamed file takes until its import is answered: what was read and is not sent on, a message or two, and the batches that are made of
-/// them. Files of the longest addresses and reasons may take a few times as much.
+/// What a streamed file takes from the budget of work until its import is answered. It covers the
+/// bytes that were read and not sent on, one or two messages, and the batches made of them. Files
+/// of the longest addresses and reasons may take a few times as much.
 const FILE_BYTES: usize = 1 << 20;
 
-/// What all zstd decoders of streamed files may keep, and what one of them keeps at most.
-const WINDOWS_BYTES: usize = 64 << 20;
-const WINDOW_BYTES: usize = 8 << 20;
+/// Limit of the memory that all zstd decoders of streamed files keep, and that one of them keeps.
+const WINDOWS_BYTES_MAX: usize = 64 << 20;
+const WINDOW_BYTES_MAX: usize = 8 << 20;
 
-/// What reading bodies needs; shared by all requests.
+/// The budgets for reading bodies, shared by all requests.
 #[derive(Clone, Debug)]
 pub(super) struct Bodies {
     bytes_max: usize,
     work: Budget,
     arriving: Budget,
     windows: Budget,
-    turns: Budget,
+    decode_slots: Budget,
     callers: RandomState,
 }
 
-/// What a call holds of the budget of work, until it is dropped.
+/// The part of the budget of work that a call holds, until this is dropped. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held(Arc<Mutex<Option<Permit>>>);
 
 impl Bodies {
-    /// JSON bodies of `bytes_max` at most, whose decoded forms are counted against `work`.
+    /// Reads JSON bodies of at most `bytes_max` bytes, decompressed. What decoding and storing them
+    /// needs is counted against `work`.
     pub(super) fn new(bytes_max: usize, work: Budget) -> Self {
         Self {
             bytes_max,
             work,
-            arriving: Budget::new(ARRIVING_BODIES.saturating_mul(bytes_max)),
-            windows: Budget::new(WINDOWS_BYTES),
-            turns: Budget::new(TURNS),
+            arriving: Budget::new(ARRIVING_BODIES_MAX.saturating_mul(bytes_max)),
+            windows: Budget::new(WINDOWS_BYTES_MAX),
+            decode_slots: Budget::new(DECODE_SLOTS),
             callers: RandomState::new(),
         }
     }
 
-    /// Reads a JSON body and decodes it; `held` then stands for the memory that the call needs.
+    /// Reads a JSON body and decodes it. Afterwards `held` holds the memory that the call needs.
     ///
     /// # Errors
-    /// 400, 408, 413 or 415 for the body, 503 when too much is in work, and whatever `decode` says.
+    /// 400, 408, 413 or 415 for the body, 503 when too many bytes are in work, and the errors of
+    /// `decode`.
     pub(super) fn decode<T: Send + 'static, F: FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static>(
         &self,
         headers: &HeaderMap,
@@ -98,32 +106,37 @@ impl Bodies {
             let (bytes, arrived) = bodies.collect(&headers, caller, body).await?;
             let size = match encoding {
                 Encoding::Plain => bytes.len(),
-                // Unpacked twice: what it needs is known before anything is kept of it.
+                // Decompressed twice: the first pass finds the size, so that nothing is kept before
+                // its memory is taken from the budget.
                 Encoding::Gzip | Encoding::Zstd => {
-                    let _turn = bodies.turns.acquire(caller, TURN).await?;
-                    bodies.unpack(encoding, bytes.clone(), |_| {}).await?
+                    let _slot = bodies.decode_slots.acquire(caller, DECODE_SLOT).await?;
+                    bodies.decompress(encoding, bytes.clone(), |_| {}).await?
                 }
             };
-            let permit = if size <= FREE_BYTES { None } else { Some(bodies.work.acquire(caller, cost(size)).await?) };
+            let permit =
+                if size <= UNCOUNTED_BYTES_MAX { None } else { Some(bodies.work.acquire(caller, work_bytes(size)).await?) };
             drop(arrived);
-            // Whoever has a turn waits for nothing.
-            let turn = if size <= FREE_BYTES { None } else { Some(bodies.turns.acquire(caller, TURN).await?) };
+            // A call that holds a decode slot waits for nothing, so the slot comes after the
+            // permit.
+            let slot =
+                if size <= UNCOUNTED_BYTES_MAX { None } else { Some(bodies.decode_slots.acquire(caller, DECODE_SLOT).await?) };
             let bytes = if encoding == Encoding::Plain {
                 bytes
             } else {
-                let mut unpacked = Vec::with_capacity(size);
-                bodies.unpack(encoding, bytes, |chunk| unpacked.extend_from_slice(chunk)).await?;
-                unpacked.into()
+                let mut decompressed = Vec::with_capacity(size);
+                bodies.decompress(encoding, bytes, |chunk| decompressed.extend_from_slice(chunk)).await?;
+                decompressed.into()
             };
-            if bytes.len() <= DECODED_HERE_BYTES {
+            if bytes.len() <= INLINE_DECODE_BYTES_MAX {
                 let decoded = decode(&bytes)?;
                 held.keep(permit);
                 return Ok(decoded);
             }
-            // The bytes go on being counted when the caller goes away: nothing ends this task early.
+            // The task holds the permit, since it runs to its end even if the caller goes away. So
+            // the bytes stay counted.
             let decoding = spawn_blocking(move || {
                 let decoded = decode(&bytes);
-                drop(turn);
+                drop(slot);
                 (decoded, permit)
             });
             let (decoded, permit) = decoding.await.map_err(|_| Problem::internal())?;
@@ -132,36 +145,41 @@ impl Bodies {
         }
     }
 
-    /// A streamed file's bytes; `held` then stands for the memory that its import needs. A zstd decoder keeps as much as its frames ask
-    /// for, and is counted for that.
+    /// Returns the bytes of a streamed file, decompressed. Afterwards `held` holds the memory that
+    /// its import needs. A zstd decoder keeps as much memory as its frames ask for, so it takes a
+    /// window from a budget of its own.
     ///
     /// # Errors
-    /// 415 when its encoding is none of those understood, 503 when too much is in work, or too many are unpacked already.
+    /// 415 for an unknown content encoding, 503 when too many bytes are in work or too many zstd
+    /// bodies are being decompressed.
     pub(super) async fn file(&self, headers: &HeaderMap, body: Body, held: &Held) -> Result<ContentBody, Problem> {
         let encoding = Encoding::of(headers)?;
         held.keep(Some(self.work.acquire(self.caller(headers), FILE_BYTES).await?));
         let window = match encoding {
-            Encoding::Zstd => Some(self.windows.acquire(self.caller(headers), WINDOW_BYTES).await?),
+            Encoding::Zstd => Some(self.windows.acquire(self.caller(headers), WINDOW_BYTES_MAX).await?),
             Encoding::Plain | Encoding::Gzip => None,
         };
         Ok(ContentBody::new(encoding, body, window))
     }
 
-    /// The packed or plain bytes as they come, and what they hold of the budget for them.
+    /// Collects the bytes as sent, and returns them with their part of the budget for arriving
+    /// bodies.
     async fn collect(&self, headers: &HeaderMap, caller: u64, body: Body) -> Result<(Bytes, Option<Permit>), Problem> {
-        let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        // All that was announced is taken at once: bodies that wait for each other's rest would get nowhere.
-        let mut room = announced.unwrap_or(FREE_BYTES).max(1);
-        if room > self.bytes_max {
+        let content_length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        // The whole announced length is taken at once. Bodies that took it bit by bit could wait
+        // for each other forever.
+        let mut reserved = content_length.unwrap_or(UNCOUNTED_BYTES_MAX).max(1);
+        if reserved > self.bytes_max {
             return Err(Problem::too_large(self.bytes_max));
         }
         let mut permit = None;
-        if room > FREE_BYTES {
-            // When too much is in work, this is where it shows: before anything of the body is read.
+        if reserved > UNCOUNTED_BYTES_MAX {
+            // When too many bytes are in work, the call is refused here, before any of its body is
+            // read.
             drop(self.work.acquire(caller, 1).await?);
-            permit = Some(self.arriving.acquire(caller, room).await?);
+            permit = Some(self.arriving.acquire(caller, reserved).await?);
         }
-        let mut bytes = Vec::with_capacity(room);
+        let mut bytes = Vec::with_capacity(reserved);
         let mut body = ContentBody::new(Encoding::Plain, body, None);
         let reading = async {
             while let Some(chunk) = timeout(IDLE_TIMEOUT, body.next()).await.map_err(|_| Problem::timed_out())?? {
@@ -169,13 +187,13 @@ impl Bodies {
                 if size > self.bytes_max {
                     return Err(Problem::too_large(self.bytes_max));
                 }
-                if size > room {
-                    room = self.bytes_max.min(2 * size);
+                if size > reserved {
+                    reserved = self.bytes_max.min(2 * size);
                     match &mut permit {
-                        Some(permit) => permit.resize(room).await?,
-                        None => permit = Some(self.arriving.acquire(caller, room).await?),
+                        Some(permit) => permit.resize(reserved).await?,
+                        None => permit = Some(self.arriving.acquire(caller, reserved).await?),
                     }
-                    bytes.reserve_exact(room - bytes.len());
+                    bytes.reserve_exact(reserved - bytes.len());
                 }
                 bytes.extend_from_slice(&chunk);
             }
@@ -185,9 +203,10 @@ impl Bodies {
         Ok((bytes.into(), permit))
     }
 
-    /// Hands over what is in a packed body, as far as a body may go and no further, and says how much it is.
-    async fn unpack(&self, encoding: Encoding, packed: Bytes, mut take: impl FnMut(&[u8])) -> Result<usize, Problem> {
-        let mut body = ContentBody::new(encoding, Body::from(packed), None);
+    /// Decompresses a body, passes each chunk to `take`, and returns the decompressed size in
+    /// bytes. Stops with 413 at `bytes_max`.
+    async fn decompress(&self, encoding: Encoding, compressed: Bytes, mut take: impl FnMut(&[u8])) -> Result<usize, Problem> {
+        let mut body = ContentBody::new(encoding, Body::from(compressed), None);
         let mut size = 0;
         while let Some(chunk) = body.next().await? {
             size += chunk.len();
@@ -199,10 +218,12 @@ impl Bodies {
         Ok(size)
     }
 
-    /// Who sent this, as the owner of what its bodies hold. The service has let it in, so the key is one of its own.
+    /// The hash of the caller's key, as the owner of its part of the budgets. The service has
+    /// authenticated the caller, so the key is a valid one.
     fn caller(&self, headers: &HeaderMap) -> u64 {
         let key = headers.get("x-api-key").or_else(|| headers.get(header::AUTHORIZATION)).map(HeaderValue::as_bytes);
-        // The scheme and the spaces around a key are no part of it; they must not make several callers of one.
+        // The scheme and the spaces around a key are not part of it. They must not make several
+        // callers of one.
         self.callers.hash_one(key.and_then(|key| key.rsplit(u8::is_ascii_whitespace).find(|part| !part.is_empty())))
     }
 }
@@ -213,9 +234,10 @@ impl Held {
     }
 }
 
-/// The memory that a JSON body takes at most from when it is here until it is stored: itself, its texts a second time, and a message
-/// made of them; and for each entry what stands around its texts. There are 10,000 entries at most, and the shortest takes 13 bytes.
-fn cost(bytes: usize) -> usize {
+/// The most memory in bytes that a complete JSON body of `bytes` takes until it is stored: the
+/// body, its texts a second time and a message made of them, and a fixed part for each entry. There
+/// are at most 10,000 entries, and the shortest takes 13 bytes of JSON.
+fn work_bytes(bytes: usize) -> usize {
     3 * bytes + (20 * bytes).min(10_000 * 256)
 }
 
