@@ -220,7 +220,8 @@ async fn test_silence(begin: impl AsyncFn(&Proxy), end: impl Fn(&Proxy, &str)) {
         send.send(request(numbered(55_000..60_000).collect())).await.unwrap();
     }
     drop(send);
-    // A call that had sent everything before may still get its answer through a link that loses what is sent.
+    // A call that had sent everything before may still get its answer through a link that loses
+    // what is sent.
     for (mut calls, codes) in [(running, &[Code::Unavailable, Code::Ok][..]), (new, &[Code::Unavailable])] {
         while let Some(outcome) = timeout(2 * ANSWERED_WITHIN, calls.join_next()).await.expect("every call is answered") {
             let outcome = outcome.unwrap();
