@@ -11,6 +11,7 @@ use std::{
 };
 
 use axum::{
+    Extension,
     body::{Body, Bytes},
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
@@ -28,11 +29,13 @@ use super::{
     error::Problem,
     query::Query,
     reconcile,
+    spool::spooled,
     whole::Held,
 };
 use crate::{
     files::{CheckPacker, CheckPart, Format, Options, Pack, Packer, Purpose, Reader, Refused, Source},
     proto::{ExportEntriesResponse, ImportEntriesRequest, ImportOptions, ScrubEntriesRequest, ScrubEntriesResponse},
+    wire::running::Progress,
 };
 
 /// The most entries in one message of a streamed import, and their bytes.
@@ -281,7 +284,9 @@ pub(super) async fn checked(
             std::io::Error::other(why)
         })
     });
-    Ok(([content_type(format)], Body::from_stream(parts)).into_response())
+    let progress = Progress::default();
+    let body = Body::from_stream(spooled(parts, progress.clone()));
+    Ok(([content_type(format)], Extension(progress), body).into_response())
 }
 
 async fn next_checked(

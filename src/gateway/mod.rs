@@ -13,6 +13,7 @@ mod error;
 mod files;
 mod query;
 mod requests;
+mod spool;
 mod upstream;
 mod whole;
 

@@ -56,7 +56,10 @@ use super::{
     timed_body::TimedBody,
     wire::Wire,
 };
-use crate::{gateway, wire::running::Running};
+use crate::{
+    gateway,
+    wire::running::{Progress, Running},
+};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -342,7 +345,8 @@ async fn answer(
     } else {
         call.rejected();
     }
-    Ok(response.map(|body| Body::new(TimedBody::new(Body::new(Running::new(body, call)), reader_timeout))))
+    let progress = response.extensions().get::<Progress>().cloned().unwrap_or_default();
+    Ok(response.map(|body| Body::new(TimedBody::new(Body::new(Running::new(body, call)), reader_timeout, progress))))
 }
 
 fn too_large(request: &Request<Body>) -> Option<StatusCode> {

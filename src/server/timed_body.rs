@@ -5,7 +5,8 @@
 //! of its own watches the body.
 //!
 //! Time counts only while a part waits to be read. While the next part is being made, the service's
-//! own deadlines hold.
+//! own deadlines hold. An answer that is made while its request still comes reports its progress: its
+//! caller may send everything before it reads anything, and is not late while it sends.
 
 use std::{
     pin::Pin,
@@ -18,6 +19,8 @@ use axum::body::{Body, Bytes};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::wire::running::Progress;
 
 /// A body that is dropped, with everything that its call holds, once its reader has read nothing
 /// for too long. A reader that comes back then finds the answer cut off.
@@ -34,17 +37,19 @@ struct State {
 }
 
 impl TimedBody {
-    /// `body`, whose reader may take nothing for `limit`.
-    pub(super) fn new(body: Body, limit: Duration) -> Self {
+    /// `body`, whose reader may take nothing for `limit`, counted from the last `progress` of the
+    /// answer if there is one.
+    pub(super) fn new(body: Body, limit: Duration, progress: Progress) -> Self {
         let state = Arc::new(Mutex::new(State { body: Some(body), waiting_since: Some(Instant::now()) }));
-        let watch = tokio::spawn(watch(state.clone(), limit));
+        let watch = tokio::spawn(watch(state.clone(), limit, progress));
         Self { state, _watch: AbortOnDropHandle::new(watch) }
     }
 }
 
-async fn watch(state: Arc<Mutex<State>>, limit: Duration) {
+async fn watch(state: Arc<Mutex<State>>, limit: Duration, progress: Progress) {
     loop {
         let since = state.lock().unwrap_or_else(PoisonError::into_inner).waiting_since;
+        let since = since.max(progress.last().filter(|_| since.is_some()));
         let deadline = since.unwrap_or_else(Instant::now) + limit;
         if deadline <= Instant::now() {
             tracing::info!("an answer is given up, since its reader takes nothing of it");

@@ -3,10 +3,29 @@
 
 use std::{
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+
+/// When an answer last grew, although its reader may have taken nothing of it: an extension of a
+/// response that is made while its request still comes.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Mutex<Option<Instant>>>);
+
+impl Progress {
+    /// Reports that the answer grows now.
+    pub fn report(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// The last report; `None` before the first.
+    pub fn last(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A body that holds `T` (such as a permit, or the token that a drain waits for) until it is
 /// dropped.

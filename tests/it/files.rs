@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{Read, Write},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -11,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    address_book::{domain, email, request},
+    address_book::{domain, email, numbered, request},
     gateway::error,
     harness::{TestServer, http_client},
 };
@@ -363,4 +364,45 @@ async fn changes_to_rows_are_reported_and_no_file_is_overwritten() {
     assert!(said(&output).contains("no list of entries"), "{}", said(&output));
     let help = printed(&dnc(&server, dir.path(), &["import", "--help"]).output().unwrap());
     assert!(help.contains("sendgrid-bounces") && help.contains("brevo-blocked"), "{help}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_may_send_a_whole_list_before_it_reads_the_answer() {
+    let server = TestServer::start().await;
+    server.import(vec![request(vec![email("user0000007@example0.com")])]).await.unwrap();
+    // More than the buffers of a connection take, in few rows.
+    let note = "x".repeat(2_000);
+    let rows = numbered(0..10_000).map(|entry| format!("{},{note}\n", entry.email));
+    let body = "email,note\n".to_owned() + &rows.collect::<String>();
+    let address = server.http_url.strip_prefix("http://").unwrap().to_owned();
+    let head = format!(
+        "POST /v1/dnc/check HTTP/1.1\r\nHost: {address}\r\nX-Api-Key: {}\r\nContent-Type: text/csv\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        server.key,
+        body.len()
+    );
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answer.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{}", answer.lines().next().unwrap_or_default());
+    let (_, mut chunks) = answer.split_once("\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    loop {
+        let (length, rest) = chunks.split_once("\r\n").unwrap();
+        let (chunk, rest) = rest.split_at(usize::from_str_radix(length, 16).unwrap());
+        answer.push_str(chunk);
+        chunks = rest.strip_prefix("\r\n").expect("a chunk ends with its line");
+        if chunk.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((answer.lines().count(), chunks), (10_001, ""), "a whole answer, and nothing after it");
+    let verdicts = |verdict: &str| answer.matches(&format!(",{verdict},")).count();
+    assert_eq!((verdicts("true"), verdicts("false")), (1, 9_999));
 }
