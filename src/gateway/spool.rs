@@ -2,8 +2,8 @@
 //! before it reads anything. Most HTTP clients do.
 //!
 //! Without this, such a caller and the server would wait for each other once the buffers of the
-//! connection are full. What the caller does not take goes into an unnamed temporary file, so memory
-//! stays constant. An answer that outgrows the file waits for its reader.
+//! connection are full. What the caller does not take goes into an unnamed temporary file, so
+//! memory stays constant. An answer that outgrows the file waits for its reader.
 
 use std::{
     collections::VecDeque,
@@ -158,8 +158,8 @@ impl Kept {
         Ok(())
     }
 
-    /// The file, if there is one already, and where a part of this length goes in it; `None` when it
-    /// has to wait.
+    /// The file, if there is one already, and where a part of this length goes in it; `None` when
+    /// it has to wait.
     fn free(&mut self, bytes: usize) -> Option<(Option<Arc<File>>, u64)> {
         if self.read == self.written {
             // Everything in the file has been taken: it is filled from its beginning again.

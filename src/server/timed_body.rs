@@ -5,8 +5,8 @@
 //! of its own watches the body.
 //!
 //! Time counts only while a part waits to be read. While the next part is being made, the service's
-//! own deadlines hold. An answer that is made while its request still comes reports its progress: its
-//! caller may send everything before it reads anything, and is not late while it sends.
+//! own deadlines hold. An answer that is made while its request still comes reports its progress:
+//! its caller may send everything before it reads anything, and is not late while it sends.
 
 use std::{
     pin::Pin,
