@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tokio::sync::mpsc;
 
-use super::input::{self, Ended, Input};
+use super::input::{self, Input, ReadEnd};
 use crate::files::{self, Content, Purpose};
 
 /// Addresses that one call may name.
@@ -44,7 +44,7 @@ impl Addresses {
                     return Ok(());
                 }
                 bytes = 0;
-                ready.blocking_send(Ok(std::mem::take(&mut chunk))).map_err(|_| Ended::Stopped)
+                ready.blocking_send(Ok(std::mem::take(&mut chunk))).map_err(|_| ReadEnd::Stopped)
             };
             let options = files::Options { column: self.column, ..files::Options::new(Purpose::Addresses, input::now()) };
             let named = self.addresses.into_iter().try_for_each(|address| match address.as_str() {
@@ -65,7 +65,7 @@ impl Addresses {
 fn read_addresses(
     file: &Path,
     options: &files::Options,
-    take: &mut impl FnMut(String) -> Result<(), Ended>,
+    take: &mut impl FnMut(String) -> Result<(), ReadEnd>,
 ) -> Result<(), Option<anyhow::Error>> {
     let input = Input::open(file)?;
     let name = input.name.clone();
@@ -76,7 +76,7 @@ fn read_addresses(
         Content::Header | Content::Excluded => Ok(()),
     });
     read.map_err(|ended| match ended {
-        Ended::Stopped => None,
-        Ended::Broken(why) => Some(anyhow::anyhow!("{name} {why}")),
+        ReadEnd::Stopped => None,
+        ReadEnd::Broken(why) => Some(anyhow::anyhow!("{name} {why}")),
     })
 }

@@ -21,7 +21,7 @@ use super::{
     addresses::Addresses,
     admin::print,
     client::Server,
-    input::{self, Ended, Input, require_other_file},
+    input::{self, Input, ReadEnd, require_other_file},
     new_file::NewFile,
     output::one_line,
     progress::Progress,
@@ -126,8 +126,8 @@ fn read(addresses: &Addresses, is_split: bool, rows: &Arc<AtomicU64>) -> anyhow:
             let name = input.name.clone();
             match read_file(input, &options, &ready) {
                 Ok(()) => {}
-                Err(Ended::Stopped) => return,
-                Err(Ended::Broken(why)) => {
+                Err(ReadEnd::Stopped) => return,
+                Err(ReadEnd::Broken(why)) => {
                     let _ = ready.blocking_send(Err(anyhow!("{name} {why}")));
                     return;
                 }
@@ -137,9 +137,9 @@ fn read(addresses: &Addresses, is_split: bool, rows: &Arc<AtomicU64>) -> anyhow:
     Ok((parts, progress))
 }
 
-fn read_file(input: Input, options: &files::Options, ready: &mpsc::Sender<Read>) -> Result<(), Ended> {
+fn read_file(input: Input, options: &files::Options, ready: &mpsc::Sender<Read>) -> Result<(), ReadEnd> {
     let mut packer = CheckPacker::default();
-    let send = |part| ready.blocking_send(Ok(part)).map_err(|_| Ended::Stopped);
+    let send = |part| ready.blocking_send(Ok(part)).map_err(|_| ReadEnd::Stopped);
     let read = input.read(options.clone(), |row| {
         packer.row(&row);
         packer.next_full().map_or(Ok(()), send)

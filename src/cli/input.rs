@@ -30,21 +30,21 @@ pub(super) struct Input {
 
 /// Why reading ended before the file did.
 #[derive(Debug)]
-pub(super) enum Ended {
+pub(super) enum ReadEnd {
     /// Whoever takes the rows wants no more.
     Stopped,
     /// The file cannot be read on, and why, as the end of a sentence about it.
     Broken(String),
 }
 
-impl From<Refused> for Ended {
+impl From<Refused> for ReadEnd {
     fn from(refused: Refused) -> Self {
         let advice = if refused == Refused::NoAddressColumn { "; name it with --column" } else { "" };
         Self::Broken(format!("{refused}{advice}"))
     }
 }
 
-impl From<io::Error> for Ended {
+impl From<io::Error> for ReadEnd {
     fn from(error: io::Error) -> Self {
         Self::Broken(format!("cannot be read on ({error})"))
     }
@@ -82,7 +82,7 @@ impl Input {
     }
 
     /// Hands every row to `take`, until one is answered with an error.
-    pub(super) fn read(self, options: Options, mut take: impl FnMut(Row<'_>) -> Result<(), Ended>) -> Result<(), Ended> {
+    pub(super) fn read(self, options: Options, mut take: impl FnMut(Row<'_>) -> Result<(), ReadEnd>) -> Result<(), ReadEnd> {
         let file_name = Path::new(&self.name).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let mut rows = Reader::new(Options { file_name, ..options });
         let mut reader = self.reader;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt;
 
-use super::pass_back;
+use super::call::pass_back;
 use crate::{telemetry, wire::budget::Exhausted};
 
 /// The supported content encodings, for `Accept-Encoding`.

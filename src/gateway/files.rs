@@ -24,11 +24,10 @@ use tokio::{
 use tonic::Streaming;
 
 use super::{
-    ANSWER_TIMEOUT, Fault,
     body::{ContentBody, IDLE_TIMEOUT},
+    call::{ANSWER_TIMEOUT, Fault, reconcile},
     error::Problem,
     query::Query,
-    reconcile,
     spool::spooled,
     whole::Held,
 };

@@ -21,9 +21,9 @@ use axum::{
 use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{
-    MediaType,
     body::{ContentBody, Encoding},
     error::Problem,
+    handlers::MediaType,
 };
 use crate::wire::budget::{Budget, Permit};
 

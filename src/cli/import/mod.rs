@@ -40,7 +40,7 @@ use self::{
 };
 use super::{
     client::{Server, TypeName},
-    input::{self, Ended, Input, is_stdin},
+    input::{self, Input, ReadEnd, is_stdin},
     progress::Progress,
 };
 use crate::{
@@ -289,12 +289,12 @@ impl Import<'_> {
         let mut rows = Parts::new(self.defaults.clone(), table);
         std::thread::spawn(move || {
             let read = input.read(options, |row| match rows.take(&row) {
-                Some(part) => ready.blocking_send(part).map_err(|_| Ended::Stopped),
+                Some(part) => ready.blocking_send(part).map_err(|_| ReadEnd::Stopped),
                 None => Ok(()),
             });
             // What was read before the fault is sent all the same.
             let _ = ready.blocking_send(rows.part());
-            if let Err(Ended::Broken(why)) = read {
+            if let Err(ReadEnd::Broken(why)) = read {
                 lock(&sent).broken = Some(why);
             }
         });
