@@ -83,16 +83,11 @@ impl Server {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) => status,
             };
-            let may_pass = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
-            let asked_for = status.get_details_retry_info().and_then(|info| info.retry_delay);
-            match asked_for {
-                Some(wait) if may_pass && wait <= RETRY_WAIT_MAX && tries < TRIES_MAX => {
-                    eprintln!("dnc: {} Trying again in {} s.", status.message(), wait.as_secs_f64().ceil());
-                    tokio::time::sleep(wait).await;
-                    tries += 1;
-                }
-                _ => return Err(self.told(&status)),
+            match retry_wait(&status, tries) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(self.told(&status)),
             }
+            tries += 1;
         }
     }
 
@@ -101,4 +96,16 @@ impl Server {
     pub(super) fn told(&self, status: &Status) -> anyhow::Error {
         anyhow::Error::msg(link::why("--server", &self.server, status).unwrap_or_else(|| status.message().to_owned()))
     }
+}
+
+/// How long to wait before a call is made again that ended with this status after so many tries; it
+/// is reported on standard error. `None` when the server does not say that a later try may succeed, or asks for too much.
+pub(super) fn retry_wait(status: &Status, tries: u32) -> Option<Duration> {
+    let may_pass = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+    let wait = status.get_details_retry_info().and_then(|info| info.retry_delay)?;
+    let is_tried = may_pass && wait <= RETRY_WAIT_MAX && tries < TRIES_MAX;
+    is_tried.then(|| {
+        eprintln!("dnc: {} Trying again in {} s.", status.message(), wait.as_secs_f64().ceil());
+        wait
+    })
 }

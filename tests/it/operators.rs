@@ -144,4 +144,11 @@ async fn a_call_is_retried_when_the_server_asks_for_it() {
     let server = TestServer::start_with(&["--requests-per-sec-max", "1"], &database().await).await;
     let said: String = (0..2).map(|_| dnc(&server, &["summary"]).1).collect();
     assert!(said.contains("Trying again in 1 s."), "{said}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("list.txt");
+    std::fs::write(&file, "a@example.com\n").unwrap();
+    let file = file.to_str().unwrap();
+    let both: Vec<_> = (0..2).map(|_| dnc(&server, &["import", file])).collect();
+    assert!(both.iter().any(|(_, said)| said.contains("Trying again in 1 s.")), "{both:?}");
+    assert_eq!(server.count().await, 1);
 }

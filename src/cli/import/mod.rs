@@ -39,7 +39,7 @@ use self::{
     rejects::{Reject, Rejects},
 };
 use super::{
-    client::{Server, TypeName},
+    client::{Server, TypeName, retry_wait},
     input::{self, Input, ReadEnd, is_stdin},
     progress::Progress,
 };
@@ -249,8 +249,27 @@ impl Import<'_> {
         Ok(!total.failed.is_empty())
     }
 
-    /// Imports one file, and says what became of it, and whether it ended early.
+    /// Imports one file, and says what became of it, and whether it ended early. Begins again when
+    /// the server asks for that before anything has become of the file.
     async fn file(&self, path: &Path, skip_lines: u64) -> anyhow::Result<(Outcome, Option<EndedEarly>)> {
+        let mut tries = 1;
+        loop {
+            let refused = match self.attempt(path, skip_lines).await? {
+                Ok(done) => return Ok(done),
+                Err(refused) => refused,
+            };
+            let wait = if refused.may_begin_again && path.is_file() { retry_wait(&refused.status, tries) } else { None };
+            let Some(wait) = wait else { return Err(refused.advice) };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop.cancelled() => return Err(refused.advice),
+            }
+            tries += 1;
+        }
+    }
+
+    /// Imports one file, unless the server refuses it.
+    async fn attempt(&self, path: &Path, skip_lines: u64) -> anyhow::Result<Result<(Outcome, Option<EndedEarly>), FileRefused>> {
         let input = Input::open(path)?;
         let name = input.name.clone();
         let sent = Arc::new(Mutex::new(Sent { last_line: skip_lines, ..Sent::default() }));
@@ -263,7 +282,15 @@ impl Import<'_> {
         drop(progress);
         let sent = std::mem::take(&mut *lock(&sent));
         let entries = entries.load(Ordering::Relaxed);
-        let answer = answer.map_err(|status| broken_off(&name, entries, &status, self.options.server.told(&status)))?.into_inner();
+        let answer = match answer {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                let advice = broken_off(&name, entries, &status, self.options.server.told(&status));
+                // What was written of it, to the rejects or to the terminal, cannot be taken back.
+                let may_begin_again = sent.rejected.is_empty() && !self.options.dry_run && stored(&status).is_none_or(|n| n == 0);
+                return Ok(Err(FileRefused { status, advice, may_begin_again }));
+            }
+        };
         if !sent.layout.is_empty() {
             eprintln!("dnc: {name} was read as: {}", sent.layout);
         }
@@ -272,7 +299,7 @@ impl Import<'_> {
             None if self.stop.is_cancelled() => Some(EndedEarly::Interrupted(sent.last_line)),
             None => None,
         };
-        Ok((Outcome::of(&answer, sent), ended))
+        Ok(Ok((Outcome::of(&answer, sent), ended)))
     }
 
     /// Reads a file on a thread of its own, and keeps a few parts ready.
@@ -488,7 +515,23 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
     Ok(stop)
 }
 
-/// An import that the service, or the way to it, broke off.
+/// A file that the server refused.
+struct FileRefused {
+    status: Status,
+    /// What to do about it.
+    advice: anyhow::Error,
+    /// Nothing has become of the file yet.
+    may_begin_again: bool,
+}
+
+/// How many entries of an import were counted before it broke off, as far as the service says.
+fn stored(status: &Status) -> Option<u64> {
+    let details = status.get_error_details();
+    let metadata = &details.error_info()?.metadata;
+    ["imported", "skipped", "failed"].iter().map(|name| metadata.get(*name)?.parse::<u64>().ok()).sum()
+}
+
+/// What to do about an import that the service, or the way to it, broke off.
 fn broken_off(name: &str, sent: u64, status: &Status, cause: anyhow::Error) -> anyhow::Error {
     let details = status.get_error_details();
     let stored = details.error_info().and_then(|info| {
