@@ -98,8 +98,9 @@ impl Server {
     }
 }
 
-/// How long to wait before a call is made again that ended with this status after so many tries; it
-/// is reported on standard error. `None` when the server does not say that a later try may succeed, or asks for too much.
+/// How long to wait before a call is made again that ended with this status after so many tries.
+/// The wait is reported on standard error. `None` when the server does not say that a later try may
+/// succeed, or asks for too much.
 pub(super) fn retry_wait(status: &Status, tries: u32) -> Option<Duration> {
     let may_pass = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
     let wait = status.get_details_retry_info().and_then(|info| info.retry_delay)?;

@@ -1,5 +1,5 @@
-//! A call of the service on behalf of an HTTP caller: which headers go along and come back, and what
-//! ends the call. Its messages are made only when the service asks for them.
+//! A call of the service on behalf of an HTTP caller: which headers go along and come back, and
+//! what ends the call. Its messages are made only when the service asks for them.
 
 use std::{
     pin::Pin,

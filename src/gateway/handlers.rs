@@ -1,5 +1,5 @@
-//! One handler for each HTTP call: makes the messages of a gRPC call from the request, and the response
-//! from its answer.
+//! One handler for each HTTP call: makes the messages of a gRPC call from the request, and the
+//! response from its answer.
 
 use std::{
     sync::{
