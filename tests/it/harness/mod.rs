@@ -364,13 +364,8 @@ pub fn with_key<T>(message: T, key: &str) -> Request<T> {
 }
 
 /// Waits until `condition` holds. The limit of 60 seconds only ends a test that fails.
-pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
-    until_within(Duration::from_secs(60), what, condition).await;
-}
-
-/// As [`until`], with another limit.
-pub async fn until_within<F: Future<Output = bool>>(limit: Duration, what: &str, mut condition: impl FnMut() -> F) {
-    let deadline = tokio::time::Instant::now() + limit;
+pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !condition().await {
         assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;

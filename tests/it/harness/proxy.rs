@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each program that includes this file uses a part of it")]
 
 use std::{
+    collections::HashSet,
     io::ErrorKind,
     net::SocketAddr,
     sync::{
@@ -56,6 +57,7 @@ struct Connection {
     /// Has no receiver once the connection is closed.
     flow: watch::Sender<Flow>,
     client_has_it: Arc<AtomicBool>,
+    client_port: Option<u16>,
 }
 
 /// Connections that wait to be accepted before the kernel drops further attempts.
@@ -163,19 +165,34 @@ impl Proxy {
 
     /// Connections that the client has open now.
     pub fn open(&self) -> usize {
-        self.link
-            .connections
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|connection| !connection.flow.is_closed() && connection.client_has_it.load(Ordering::Relaxed))
-            .count()
+        let owned = owned_ports();
+        let is_open = |connection: &&Connection| {
+            !connection.flow.is_closed()
+                && connection.client_has_it.load(Ordering::Relaxed)
+                && connection.client_port.is_none_or(|port| owned.as_ref().is_none_or(|owned| owned.contains(&port)))
+        };
+        self.link.connections.lock().unwrap().iter().filter(is_open).count()
     }
 
     /// All connections that were accepted so far.
     pub fn made(&self) -> usize {
         self.link.made.load(Ordering::Relaxed)
     }
+}
+
+/// The local ports of the connections that a process on this machine has open; `None` where the
+/// kernel does not say. A client that closes a connection while it sends is not noticed at the other
+/// end: the end of its stream waits behind the bytes that a stalled link does not take.
+fn owned_ports() -> Option<HashSet<u16>> {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").ok()?;
+    let ports = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (_, port) = fields.get(1)?.split_once(':')?;
+        // A connection without an inode has no process any more.
+        let is_owned = *fields.get(9)? != "0";
+        is_owned.then(|| u16::from_str_radix(port, 16).ok()).flatten()
+    });
+    Some(ports.collect())
 }
 
 fn host_and_port(url: &str) -> String {
@@ -190,7 +207,8 @@ impl Link {
             let mut connections = self.connections.lock().unwrap();
             connections.retain(|connection| !connection.flow.is_closed());
             let (sender, flow) = watch::channel(*self.for_new.borrow());
-            connections.push(Connection { flow: sender, client_has_it: client_has_it.clone() });
+            let client_port = near.peer_addr().ok().map(|address| address.port());
+            connections.push(Connection { flow: sender, client_has_it: client_has_it.clone(), client_port });
             flow
         };
         let _ = near.set_nodelay(true);
