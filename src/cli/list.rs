@@ -11,7 +11,7 @@ use super::{
     selection::Selection,
 };
 use crate::{
-    domain::Kind,
+    files::type_name,
     proto::{Entry, ListEntriesRequest, SummarizeEntriesRequest},
 };
 
@@ -90,10 +90,6 @@ fn row(entry: Entry) -> [Value; 6] {
         time_of(entry.create_time),
         json!(entry.added_by),
     ]
-}
-
-fn type_name(number: i32) -> &'static str {
-    Kind::of_number(number).map(Kind::name).unwrap_or_default()
 }
 
 fn time_of(at: Option<Timestamp>) -> Value {

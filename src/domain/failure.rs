@@ -3,7 +3,7 @@
 use time::Duration;
 
 /// The longest reason, in characters after trimming.
-pub(super) const REASON_CHARS_MAX: usize = 64;
+pub const REASON_CHARS_MAX: usize = 64;
 
 /// How far a time may be ahead of this server's clock. Clocks differ, and an entry is not rejected
 /// for that.

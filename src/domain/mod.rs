@@ -16,7 +16,7 @@ pub use address::{Address, Kind};
 pub use batch::{BATCH_ENTRIES_MIN, Batch, Sorted, Tally};
 pub use entry::{Entry, Reason};
 pub use error::Error;
-pub use failure::{Cause, Failure, Rejected};
+pub use failure::{Cause, Failure, REASON_CHARS_MAX, Rejected};
 pub use fingerprint::{Fingerprint, Sent};
 pub use key::{ApiKey, KeyHash, KeyId, KeyKind, KeyOwner, Scope, UserId, WorkspaceId};
 pub use page::{Filter, Position};

@@ -31,5 +31,8 @@ pub use self::{
     packer::{Counts, Pack, Packer},
     reader::{Options, Purpose, Reader, Refused},
     row::{Content, Entry, Row, Texts, Unreadable},
-    write::{Format, write_csv_row},
+    write::{Format, type_name, write_csv_row},
 };
+/// The one table of types, their names and numbers. The gateway has it from here, since it does not
+/// see the domain.
+pub use crate::domain::Kind;

@@ -10,10 +10,10 @@ use super::{
     records::Record,
     time,
 };
-use crate::{domain::Kind, proto};
-
-/// The longest reason that the service takes, in characters.
-const REASON_CHARS_MAX: usize = 64;
+use crate::{
+    domain::{Failure, Kind, REASON_CHARS_MAX},
+    proto,
+};
 
 /// One row of a file.
 #[derive(Debug)]
@@ -210,14 +210,8 @@ impl Rules {
         if !named.is_empty() {
             entry.kind = Kind::of_name(named);
             if entry.kind.is_none() {
-                return Content::Unreadable(fault_of(
-                    entry,
-                    kind,
-                    own_time,
-                    "type",
-                    "INVALID_TYPE",
-                    "The type is neither email nor domain.",
-                ));
+                let failure = Failure::InvalidType;
+                return Content::Unreadable(fault_of(entry, kind, own_time, failure, failure.message()));
             }
         }
         match &layout.time {
@@ -225,8 +219,8 @@ impl Rules {
             Times::Own(_) => match time::rfc3339(&own_time) {
                 Some(time) => entry.unsubscribe_time = Some(time),
                 None => {
-                    let message = "The time of the opt-out is none; write it as 2024-06-01T10:00:00Z.";
-                    return Content::Unreadable(fault_of(entry, kind, own_time, "unsubscribe_time", "INVALID_TIME", message));
+                    let message = "The time of the opt-out is none; write it as 2024-06-01T10:00:00Z.".to_owned();
+                    return Content::Unreadable(fault_of(entry, kind, own_time, Failure::InvalidTime, message));
                 }
             },
             Times::Provider(columns) => {
@@ -246,12 +240,11 @@ fn fault_of<'a>(
     entry: Entry<'a>,
     kind: Cow<'a, str>,
     unsubscribed_at: Cow<'a, str>,
-    field: &'static str,
-    code: &'static str,
-    message: &str,
+    failure: Failure,
+    message: String,
 ) -> Unreadable<'a> {
     let texts = Texts { address: entry.address, kind, reason: entry.reason, unsubscribed_at };
-    Unreadable { field, code, message: message.to_owned(), texts }
+    Unreadable { field: failure.field(), code: failure.code(), message, texts }
 }
 
 fn entry<'a>(address: Cow<'a, str>, kind: Option<Kind>, reason: Cow<'a, str>) -> Entry<'a> {

@@ -15,6 +15,11 @@ pub enum Format {
     Ndjson,
 }
 
+/// The name of the type of this number. Without a type, an entry is an e-mail address.
+pub fn type_name(number: i32) -> &'static str {
+    Kind::of_number(number).unwrap_or(Kind::Email).name()
+}
+
 /// The columns of an export.
 const COLUMNS: [&str; 6] = ["email", "type", "reason", "unsubscribedAt", "createdAt", "addedBy"];
 
@@ -35,7 +40,7 @@ impl Format {
     pub fn write(self, entries: Vec<Entry>) -> Result<Vec<u8>, std::io::Error> {
         let mut bytes = Vec::new();
         for entry in entries {
-            let kind = Kind::of_number(entry.r#type).unwrap_or(Kind::Email).name();
+            let kind = type_name(entry.r#type);
             let created_at = time::text(entry.create_time.unwrap_or_default());
             let unsubscribed_at = entry.unsubscribe_time.map_or_else(|| created_at.clone(), time::text);
             match self {

@@ -3,10 +3,12 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::files::time::text as time_text;
-use crate::proto::{
-    CheckEntriesResponse, DeleteEntriesResponse, Entry, EntryError, EntryType, ImportEntriesResponse, ListEntriesResponse,
-    SummarizeEntriesResponse,
+use crate::{
+    files::{time::text as time_text, type_name},
+    proto::{
+        CheckEntriesResponse, DeleteEntriesResponse, Entry, EntryError, ImportEntriesResponse, ListEntriesResponse,
+        SummarizeEntriesResponse,
+    },
 };
 
 /// The form of every successful answer but a page.
@@ -102,7 +104,7 @@ impl From<Entry> for JsonListed {
         let created_at = time_text(entry.create_time.unwrap_or_default());
         Self {
             id: identity[..12].iter().map(|byte| format!("{byte:02x}")).collect(),
-            entry_type: type_name(entry.r#type()),
+            entry_type: type_name(entry.r#type),
             email: entry.email,
             workspace_id: entry.workspace_id,
             reason: entry.reason,
@@ -111,14 +113,6 @@ impl From<Entry> for JsonListed {
             created_at,
             added_by: entry.added_by,
         }
-    }
-}
-
-/// An entry type's name in JSON and CSV.
-pub(super) fn type_name(entry_type: EntryType) -> &'static str {
-    match entry_type {
-        EntryType::Unspecified | EntryType::Email => "email",
-        EntryType::Domain => "domain",
     }
 }
 
@@ -191,7 +185,7 @@ pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> impl Serialize
         count: i64,
     }
     let reasons = answer.reasons.into_iter();
-    let reasons = reasons.map(|row| Reason { r#type: type_name(row.r#type()), reason: row.reason, count: row.count });
+    let reasons = reasons.map(|row| Reason { r#type: type_name(row.r#type), reason: row.reason, count: row.count });
     let other = |count: i64| (answer.other_reasons > 0).then_some(count);
     Summary {
         total: answer.total,

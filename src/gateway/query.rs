@@ -80,7 +80,7 @@ impl Query {
     /// The filter made of the parameters `type`, `reason`, `search`, `createdFrom` and `createdTo`.
     pub(super) fn filter(&self) -> Result<EntryFilter, Problem> {
         Ok(EntryFilter {
-            r#type: self.get("type").map(|name| requests::entry_type("type", &name)).transpose()?.unwrap_or_default().into(),
+            r#type: self.get("type").map(|name| requests::entry_type("type", &name)).transpose()?.unwrap_or_default(),
             reason: self.get("reason").map(|reason| reason.replace('+', " ")).unwrap_or_default(),
             search: self.get("search").unwrap_or_default(),
             create_time_from: self.time("createdFrom")?,

@@ -17,10 +17,9 @@ use super::{
     query::{Query, timestamp},
 };
 use crate::{
-    files::{Pack, Packer, time},
+    files::{Kind, Pack, Packer, time},
     proto::{
-        CheckEntriesRequest, DeleteEntriesRequest, Entry, EntryFilter, EntryType, ImportEntriesRequest, ImportOptions,
-        ListEntriesRequest,
+        CheckEntriesRequest, DeleteEntriesRequest, Entry, EntryFilter, ImportEntriesRequest, ImportOptions, ListEntriesRequest,
     },
 };
 
@@ -135,7 +134,7 @@ pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Probl
         [body.search.is_some(), named_type.is_some(), body.reason.is_some(), created_from.is_some(), created_to.is_some()]
             .contains(&true);
     let filter = EntryFilter {
-        r#type: named_type.unwrap_or_default().into(),
+        r#type: named_type.unwrap_or_default(),
         reason: body.reason.unwrap_or_default(),
         search: body.search.unwrap_or_default(),
         create_time_from: created_from,
@@ -230,16 +229,6 @@ impl JsonEntry {
     }
 }
 
-/// The enum number of an entry type's name. An empty name means that no type was given.
-fn type_number(name: &str) -> i32 {
-    match name {
-        "" => EntryType::Unspecified.into(),
-        "email" => EntryType::Email.into(),
-        "domain" => EntryType::Domain.into(),
-        _ => UNKNOWN_TYPE,
-    }
-}
-
 /// Cuts a text to [`TEXT_BYTES_MAX`].
 fn cut(mut text: String) -> String {
     if text.len() > TEXT_BYTES_MAX {
@@ -297,9 +286,8 @@ impl<'de> Deserialize<'de> for JsonEntryType {
             }
 
             fn visit_bytes<E>(self, bytes: &[u8]) -> Result<JsonEntryType, E> {
-                // An empty text is not the name of a type.
-                let name = str::from_utf8(bytes).ok().filter(|name| !name.is_empty());
-                Ok(JsonEntryType(name.map_or(UNKNOWN_TYPE, type_number)))
+                let kind = str::from_utf8(bytes).ok().and_then(Kind::of_name);
+                Ok(JsonEntryType(kind.map_or(UNKNOWN_TYPE, Kind::number)))
             }
         }
         deserializer.deserialize_option(Visitor)
@@ -404,13 +392,9 @@ fn describe(path: &str, error: &serde_json::Error) -> Problem {
     }
 }
 
-/// The entry type of this name. An error names `field`.
-pub(super) fn entry_type(field: &str, name: &str) -> Result<EntryType, Problem> {
-    match name {
-        "email" => Ok(EntryType::Email),
-        "domain" => Ok(EntryType::Domain),
-        _ => Err(Problem::invalid(field, "expected email or domain")),
-    }
+/// The number of the type of this name, as a filter has it. An error names `field`.
+pub(super) fn entry_type(field: &str, name: &str) -> Result<i32, Problem> {
+    Kind::of_name(name).map(Kind::number).ok_or_else(|| Problem::invalid(field, "expected email or domain"))
 }
 
 #[cfg(test)]
@@ -420,6 +404,7 @@ mod tests {
 
     use super::*;
     use crate::fuzz::spelled;
+    use crate::proto::EntryType;
 
     #[test]
     fn any_bytes_get_an_answer_that_repeats_nothing_of_them() {

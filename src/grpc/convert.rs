@@ -17,6 +17,9 @@ const ADDRESSES_MAX: usize = 10_000;
 
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 128;
 const UNREADABLE_CODE_CHARS_MAX: usize = 32;
+/// The number of the type that is not given.
+const UNSPECIFIED: i32 = proto::EntryType::Unspecified as i32;
+
 const UNREADABLE_MESSAGE_CHARS_MAX: usize = 200;
 const SEARCH_BYTES_MAX: usize = 254;
 const PAGE_ENTRIES: u32 = 25;
@@ -34,10 +37,9 @@ pub(super) fn default_reason(text: String, fallback: &str) -> Result<Reason, Err
 /// One entry of an import. Output-only fields are ignored. `now` is the latest time of an opt-out;
 /// see [`Entry::with_unsubscribed_at`].
 pub(super) fn entry(entry: proto::Entry, default_reason: &Reason, now: OffsetDateTime) -> Result<Entry, Failure> {
-    let kind = match proto::EntryType::try_from(entry.r#type) {
-        Ok(proto::EntryType::Unspecified | proto::EntryType::Email) => Kind::Email,
-        Ok(proto::EntryType::Domain) => Kind::Domain,
-        Err(_) => return Err(Failure::InvalidType),
+    let kind = match entry.r#type {
+        UNSPECIFIED => Kind::Email,
+        number => Kind::of_number(number).ok_or(Failure::InvalidType)?,
     };
     let parsed = Entry::parse(kind, entry.email, entry.reason, default_reason)?;
     match entry.unsubscribe_time {
@@ -173,11 +175,9 @@ fn addresses_count(emails: &[String]) -> Result<(), Error> {
 /// The filter of a list, an export or a deletion. Without one, every entry is selected.
 pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error> {
     let filter = filter.unwrap_or_default();
-    let kind = match proto::EntryType::try_from(filter.r#type) {
-        Ok(proto::EntryType::Unspecified) => None,
-        Ok(proto::EntryType::Email) => Some(Kind::Email),
-        Ok(proto::EntryType::Domain) => Some(Kind::Domain),
-        Err(_) => return Err(Error::invalid("filter.type", "The type is neither email nor domain.")),
+    let kind = match filter.r#type {
+        UNSPECIFIED => None,
+        number => Some(Kind::of_number(number).ok_or_else(|| Error::invalid("filter.type", Failure::InvalidType.message()))?),
     };
     // A blank text would select everything, which no caller means by it.
     for (field, text) in [("filter.reason", &filter.reason), ("filter.search", &filter.search)] {
