@@ -181,8 +181,8 @@ impl Proxy {
 }
 
 /// The local ports of the connections that a process on this machine has open; `None` where the
-/// kernel does not say. A client that closes a connection while it sends is not noticed at the other
-/// end: the end of its stream waits behind the bytes that a stalled link does not take.
+/// kernel does not say. A client that closes a connection while it sends is not noticed at the
+/// other end: the end of its stream waits behind the bytes that a stalled link does not take.
 fn owned_ports() -> Option<HashSet<u16>> {
     let table = std::fs::read_to_string("/proc/self/net/tcp").ok()?;
     let ports = table.lines().skip(1).filter_map(|line| {
