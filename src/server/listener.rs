@@ -37,7 +37,6 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -54,6 +53,7 @@ use tower::ServiceExt;
 use super::{
     connections::{Activity, Call, Connections, Place},
     timed_body::TimedBody,
+    tls::Tls,
     wire::Wire,
 };
 use crate::{
@@ -115,15 +115,6 @@ pub(super) struct Listener {
     server: Server,
 }
 
-#[derive(Clone)]
-struct Tls(TlsAcceptor);
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Tls")
-    }
-}
-
 /// What the connections of a listener share.
 #[derive(Clone, Debug)]
 struct Server {
@@ -160,7 +151,7 @@ impl Listener {
         protocol: Protocol,
         address: SocketAddr,
         router: Router,
-        tls: Option<&(Vec<u8>, Vec<u8>)>,
+        tls: Option<&Tls>,
         connections: Arc<Connections>,
         reader_timeout: Duration,
     ) -> anyhow::Result<Self> {
@@ -172,10 +163,6 @@ impl Listener {
             TcpListener::bind(address).with_context(|| format!("cannot listen for {name} on {address}; choose another {flag}"))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let tls = match tls {
-            Some((cert, key)) => Some(acceptor(protocol, cert, key).context("the TLS certificate or key cannot be used")?),
-            None => None,
-        };
         let server = Server {
             protocol,
             router,
@@ -187,7 +174,7 @@ impl Listener {
             gone: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
-        Ok(Self { listener, address, tls, server })
+        Ok(Self { listener, address, tls: tls.cloned(), server })
     }
 
     pub(super) fn url(&self) -> String {
@@ -219,7 +206,7 @@ impl Listener {
             is_out_of_files = false;
             // Without a place, the connection is closed at once.
             let Some(place) = self.server.connections.place(peer.ip()) else { continue };
-            let (server, tls) = (self.server.clone(), self.tls.clone());
+            let (server, tls) = (self.server.clone(), self.tls.as_ref().map(|tls| tls.acceptor(self.server.protocol)));
             self.server.tasks.spawn(async move {
                 tokio::select! {
                     () = server.gone.cancelled() => {}
@@ -236,21 +223,6 @@ impl Listener {
 fn is_of_one_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-fn acceptor(protocol: Protocol, cert: &[u8], key: &[u8]) -> anyhow::Result<Tls> {
-    let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_slice(key)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = match protocol {
-        Protocol::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-        Protocol::Grpc => vec![b"h2".to_vec()],
-    };
-    Ok(Tls(TlsAcceptor::from(Arc::new(config))))
 }
 
 fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
@@ -273,12 +245,12 @@ fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
 }
 
 impl Server {
-    async fn connection(self, stream: TcpStream, tls: Option<Tls>, place: &Place) {
+    async fn connection(self, stream: TcpStream, tls: Option<TlsAcceptor>, place: &Place) {
         // Otherwise a small answer waits until the peer has acknowledged the previous one.
         let _ = stream.set_nodelay(true);
         match tls {
             None => self.speak(stream, place).await,
-            Some(Tls(tls)) => {
+            Some(tls) => {
                 let closing = self.closing.clone();
                 tokio::select! {
                     () = closing.cancelled() => {}

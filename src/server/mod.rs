@@ -10,24 +10,29 @@
 mod connections;
 mod listener;
 mod timed_body;
+mod tls;
 mod wire;
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::bail;
 use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
 use rustix::process::{Resource, getrlimit};
-use tokio::sync::Semaphore;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{sync::Semaphore, time::sleep};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tonic::{service::Routes, transport::Endpoint};
 
 use self::{
     connections::Connections,
     listener::{Listener, Protocol},
+    tls::Tls,
 };
 use crate::{
     config::{DatabaseLimits, HttpOptions, ServerOptions, TlsOptions},
@@ -52,6 +57,9 @@ const CONNECTIONS_MAX: u64 = 1_024;
 /// The most calls in work that need no key: health watchers and reflection.
 const OPEN_CALLS_MAX: usize = 10_000;
 
+/// The pause between two times at which each server deletes what is past its retention.
+const CLEAR_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
 /// Creates the store of a server. Connects when it is first used.
 ///
 /// # Errors
@@ -73,6 +81,8 @@ pub struct Bound {
     draining: CancellationToken,
     calls: TaskTracker,
     drain_timeout: Duration,
+    /// What clears the logs of the database, if there is one.
+    clearing: Option<AbortOnDropHandle<()>>,
 }
 
 /// How a run ended.
@@ -88,10 +98,14 @@ impl Bound {
     /// Binds the service with both listeners.
     ///
     /// # Errors
-    /// When an address is in use, or the TLS files cannot be used.
+    /// When an address is in use, the TLS files cannot be used, or keys would be sent over plain
+    /// text.
     pub async fn service(store: Store, options: &ServerOptions) -> anyhow::Result<Self> {
+        refuse_plaintext(&options.http.tls, "--grpc-addr", options.grpc_addr)?;
+        refuse_plaintext(&options.http.tls, "--http-addr", options.http.http_addr)?;
         let draining = CancellationToken::new();
         let calls = TaskTracker::new();
+        let clearing = AbortOnDropHandle::new(tokio::spawn(clear_logs(store.clone(), options.log_retention)));
         let auth = Arc::new(Authenticator::new(store.clone()));
         let limits = StreamLimits {
             batch_entries_max: options.batch_entries_max as usize,
@@ -118,30 +132,46 @@ impl Bound {
             }))
             .with_state(());
 
-        let tls = tls_files(&options.http.tls)?;
+        let tls = Tls::of(&options.http.tls)?;
         let places = || places(&options.http, 2, options.database.database_connections_max.into());
         let grpc =
             Listener::bind(Protocol::Grpc, options.grpc_addr, routes, tls.as_ref(), places(), reader_timeout(&options.http))?;
         let router = gateway::router(upstream, options.http.json_body_bytes_max, budget, calls.clone(), draining.clone());
         let http =
             Listener::bind(Protocol::Http, options.http.http_addr, router, tls.as_ref(), places(), reader_timeout(&options.http))?;
-        Ok(Self { http, grpc: Some(grpc), draining, calls, drain_timeout: Duration::from_secs(options.http.drain_timeout_secs) })
+        Ok(Self {
+            http,
+            grpc: Some(grpc),
+            draining,
+            calls,
+            drain_timeout: Duration::from_secs(options.http.drain_timeout_secs),
+            clearing: Some(clearing),
+        })
     }
 
     /// Binds the HTTP side alone, in front of the service at `upstream`.
     ///
     /// # Errors
-    /// When the address is in use, or the TLS files cannot be used.
+    /// When the address is in use, the TLS files cannot be used, or keys would be sent over plain
+    /// text.
     pub async fn gateway(upstream: Endpoint, options: &HttpOptions) -> anyhow::Result<Self> {
+        refuse_plaintext(&options.tls, "--http-addr", options.http_addr)?;
         let draining = CancellationToken::new();
         let calls = TaskTracker::new();
         let budget = Budget::new(options.work_bytes_max);
         let upstream = Upstream::elsewhere(upstream);
         let router = gateway::router(upstream, options.json_body_bytes_max, budget, calls.clone(), draining.clone());
         let places = places(options, 1, gateway::UPSTREAM_CONNECTIONS_MAX as u64);
-        let tls = tls_files(&options.tls)?;
+        let tls = Tls::of(&options.tls)?;
         let http = Listener::bind(Protocol::Http, options.http_addr, router, tls.as_ref(), places, reader_timeout(options))?;
-        Ok(Self { http, grpc: None, draining, calls, drain_timeout: Duration::from_secs(options.drain_timeout_secs) })
+        Ok(Self {
+            http,
+            grpc: None,
+            draining,
+            calls,
+            drain_timeout: Duration::from_secs(options.drain_timeout_secs),
+            clearing: None,
+        })
     }
 
     /// The URL of the HTTP side.
@@ -174,6 +204,7 @@ impl Bound {
             failed = grpc_failed => return Err(failed),
         }
         tracing::info!(running = self.calls.len(), "draining");
+        drop(self.clearing);
         self.draining.cancel();
         self.calls.close();
         tokio::pin!(stop_now);
@@ -200,6 +231,18 @@ impl Bound {
     }
 }
 
+/// Refuses to listen for keys where others can read them. `flag` is the option that the error
+/// names.
+fn refuse_plaintext(tls: &TlsOptions, flag: &str, address: SocketAddr) -> anyhow::Result<()> {
+    if tls.tls_cert.is_none() && !tls.insecure_plaintext && !address.ip().to_canonical().is_loopback() {
+        bail!(
+            "{flag} {address} can be reached from other machines, and keys would be sent there over plain text; give --tls-cert and \
+             --tls-key, or --insecure-plaintext if only a proxy with TLS reaches this address"
+        );
+    }
+    Ok(())
+}
+
 fn reader_timeout(options: &HttpOptions) -> Duration {
     Duration::from_secs(options.reader_idle_timeout_secs)
 }
@@ -211,6 +254,19 @@ fn places(options: &HttpOptions, listeners: u64, others: u64) -> Arc<Connections
     let fitting = (files_max.saturating_sub(FILES_SPARE + others) / listeners).clamp(16, CONNECTIONS_MAX);
     let max = options.connections_max.unwrap_or(fitting as usize);
     Connections::new(max, options.connections_per_address_max.unwrap_or(max / 2).max(1))
+}
+
+/// Deletes what is past its retention, now and every [`CLEAR_INTERVAL`].
+async fn clear_logs(store: Store, retention: Duration) {
+    loop {
+        match store.clear_logs(retention).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "old rows of the logs were deleted"),
+            // The rows stay until the next time.
+            Err(error) => tracing::info!(cause = %error, "old rows of the logs could not be deleted"),
+        }
+        sleep(CLEAR_INTERVAL).await;
+    }
 }
 
 /// Rejects calls that need no key when too many of them are open.
@@ -239,12 +295,4 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-}
-
-fn tls_files(options: &TlsOptions) -> anyhow::Result<Option<(Vec<u8>, Vec<u8>)>> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    match (&options.tls_cert, &options.tls_key) {
-        (Some(cert), Some(key)) => Ok(Some((read(cert)?, read(key)?))),
-        _ => Ok(None),
-    }
 }

@@ -16,6 +16,7 @@ mod keys;
 mod link;
 mod lists;
 mod logs;
+mod retention;
 mod session;
 mod shares;
 mod sockets;
