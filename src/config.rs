@@ -82,6 +82,12 @@ pub struct HttpOptions {
     /// everywhere.
     #[arg(long, env = "DNC_HTTP_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080", help_heading = "Listeners")]
     pub http_addr: SocketAddr,
+    /// The address and port to serve Prometheus metrics on, at /metrics [default: none]
+    ///
+    /// Over plain text and without a key: metrics hold no address, no key and no name. Choose an
+    /// address that only your monitoring can reach.
+    #[arg(long, env = "DNC_METRICS_ADDR", value_name = "ADDR", help_heading = "Listeners")]
+    pub metrics_addr: Option<SocketAddr>,
     /// The largest JSON body, in bytes after decompression
     ///
     /// CSV and NDJSON bodies are read as streams and have no limit.

@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 
-use super::serve::Signals;
+use super::serve::{Signals, measure};
 use crate::{
     config::ServerOptions,
     domain::{ApiKey, KeyOwner, Scope, UserId, WorkspaceId},
@@ -44,6 +44,7 @@ struct Tenant {
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+    measure(&options.server.http)?;
     let data_dir = &options.data_dir;
     fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}; choose another --data-dir", data_dir.display()))?;
     let _lock = lock(data_dir)?;

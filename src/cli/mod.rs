@@ -118,16 +118,7 @@ enum Command {
 /// Runs the program with the process's own arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = telemetry::init(&cli.log).and_then(|()| {
-        // One provider for all of TLS. That it is there already is no error.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let outcome = runtime.block_on(run(cli.command));
-        // Whatever still runs here was given up on purpose.
-        runtime.shutdown_background();
-        outcome
-    });
-    match outcome {
+    match start(cli) {
         Ok(status) => status,
         Err(error) => {
             let text = format!("{error:#}");
@@ -135,6 +126,18 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    // One provider for all of TLS. That it is there already is no error.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let telemetry = runtime.block_on(async { telemetry::init(&cli.log) })?;
+    let outcome = runtime.block_on(run(cli.command));
+    telemetry.end();
+    // Whatever still runs here was given up on purpose.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn run(command: Command) -> anyhow::Result<ExitCode> {

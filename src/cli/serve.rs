@@ -14,6 +14,7 @@ use crate::{
     config::{DatabaseUrl, HttpOptions, ServerOptions},
     server::{self, Bound, Ended},
     store::Store,
+    telemetry,
 };
 
 /// How long the process may take to end by itself after the second signal, before it is ended.
@@ -57,6 +58,7 @@ pub(super) struct GatewayOptions {
 
 pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     admin::require_postgres_url(&options.database.database_url)?;
+    measure(&options.server.http)?;
     let signals = Signals::listen()?;
     let store = server::store(&options.database.database_url, &options.server.database)?;
     let prepare = async {
@@ -68,17 +70,26 @@ pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     };
     signals.unless_signalled(prepare).await?;
     let bound = Bound::service(store.clone(), &options.server).await?;
-    tracing::info!(http = bound.http_url(), grpc = bound.grpc_url(), "serving");
+    tracing::info!(http = bound.http_url(), grpc = bound.grpc_url(), metrics = bound.metrics_url(), "serving");
     let ended = signals.serve(bound).await;
     signals.close(&store).await;
     ended
 }
 
+/// Starts counting, if the metrics are to be served. Before anything is done that is counted.
+pub(super) fn measure(options: &HttpOptions) -> anyhow::Result<()> {
+    if options.metrics_addr.is_some() {
+        telemetry::metrics::install()?;
+    }
+    Ok(())
+}
+
 pub(super) async fn gateway(options: GatewayOptions) -> anyhow::Result<()> {
+    measure(&options.http)?;
     let signals = Signals::listen()?;
     let endpoint = endpoint("--upstream", &options.upstream, options.upstream_ca.as_deref())?;
     let bound = Bound::gateway(endpoint.clone(), &options.http).await?;
-    tracing::info!(http = bound.http_url(), upstream = options.upstream, "serving");
+    tracing::info!(http = bound.http_url(), upstream = options.upstream, metrics = bound.metrics_url(), "serving");
     tokio::spawn(warn_unless_reachable(endpoint.connect_lazy(), options.upstream));
     signals.serve(bound).await
 }

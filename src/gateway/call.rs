@@ -34,13 +34,14 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Response headers of the service that are passed back to REST callers.
 const PASSED_BACK: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
 
-/// Request headers that are passed on to the service: the caller's credentials, its workspace and
-/// the trace id.
-const PASSED_ON: [header::HeaderName; 4] = [
+/// Request headers that are passed on to the service: the caller's credentials, its workspace, the
+/// trace id and the trace.
+const PASSED_ON: [header::HeaderName; 5] = [
     header::HeaderName::from_static("x-api-key"),
     header::AUTHORIZATION,
     header::HeaderName::from_static("x-workspace-id"),
     telemetry::REQUEST_ID,
+    header::HeaderName::from_static(telemetry::TRACEPARENT),
 ];
 
 /// The headers of an answer, and its message.
@@ -115,6 +116,7 @@ fn metadata(headers: &HeaderMap) -> MetadataMap {
             passed_on.append(name.clone(), value.clone());
         }
     }
+    telemetry::pass_on(&mut passed_on);
     MetadataMap::from_headers(passed_on)
 }
 

@@ -46,7 +46,7 @@ use self::{
     whole::Bodies,
 };
 use crate::{
-    telemetry,
+    telemetry::{self, metrics},
     wire::{budget::Budget, running::Running},
 };
 
@@ -105,12 +105,14 @@ async fn wrap_request(
     // The route and not the path is logged: a query or a mistyped path may contain an address or a
     // key.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let mut measured = metrics::HttpRequest::begin(request.method(), route.clone());
     let span = tracing::info_span!(
         "http",
         method = %request.method(),
         route,
         request_id = trace_id.to_str().unwrap_or_default(),
     );
+    telemetry::continue_trace(&span, request.headers());
     request.headers_mut().insert(telemetry::REQUEST_ID, trace_id.clone());
     let is_private = request.uri().path() == "/v1" || request.uri().path().starts_with("/v1/");
     let started = Instant::now();
@@ -122,6 +124,7 @@ async fn wrap_request(
             let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
             answer.unwrap_or_else(|_| Problem::internal().into_response())
         };
+        measured.ends_with(response.status());
         tracing::info!(status = response.status().as_u16(), elapsed_ms = started.elapsed().as_millis() as u64, "request");
         let headers = response.headers_mut();
         headers.insert(telemetry::REQUEST_ID, trace_id);
@@ -131,7 +134,7 @@ async fn wrap_request(
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
         // The request counts as running until the end of its answer has been read.
-        response.map(|body| Body::new(Running::new(body, running)))
+        response.map(|body| Body::new(Running::new(body, (running, measured))))
     }
     .instrument(span)
     .await

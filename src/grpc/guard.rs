@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     domain::Error,
-    telemetry,
+    telemetry::{self, metrics},
     wire::{EARLY_HEAD, budget::Budget, running::Running},
 };
 
@@ -93,6 +93,35 @@ fn early_head(answer: impl Future<Output = Result<Response<Body>, Infallible>> +
     let mut response = Response::new(Body::new(StreamBody::new(frames)));
     response.headers_mut().insert(header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
     response
+}
+
+/// The body of an answer, whose trailers say how the call has ended.
+struct Counted {
+    body: Body,
+    call: metrics::Call,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(status) = frame.trailers_ref().and_then(Status::from_header_map)
+        {
+            self.call.ends_with(status.code().into());
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// The layer around a service; see the module's documentation.
@@ -156,7 +185,9 @@ where
             workspace = tracing::field::Empty,
             key = tracing::field::Empty,
         );
+        telemetry::continue_trace(&span, request.headers());
         let started = Instant::now();
+        let mut metered = metrics::Call::begin(request.uri().path());
         let (mut head, body) = request.into_parts();
         let answer = async move {
             let work = Work::default();
@@ -212,9 +243,12 @@ where
             };
             response.headers_mut().extend(rate_headers);
             response.headers_mut().insert(telemetry::REQUEST_ID, trace_id);
+            if let Some(status) = Status::from_header_map(response.headers()) {
+                metered.ends_with(status.code().into());
+            }
             // The call counts as running, and its request as in work, until the whole answer has
             // been taken.
-            Ok(response.map(|body| Body::new(Running::new(body, (call, work)))))
+            Ok(response.map(|body| Body::new(Running::new(Counted { body, call: metered }, (call, work)))))
         };
         Box::pin(answer.instrument(span))
     }

@@ -76,6 +76,11 @@ impl Connections {
         self.max
     }
 
+    /// The number of open connections.
+    pub(super) fn open(&self) -> usize {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).by_number.len()
+    }
+
     /// A place for a new connection from `address`, or `None` when every other one has a call in
     /// work.
     pub(super) fn place(self: &Arc<Self>, address: IpAddr) -> Option<Place> {

@@ -104,6 +104,8 @@ pub(super) enum Protocol {
     Http,
     /// HTTP/2 alone.
     Grpc,
+    /// As [`Protocol::Http`].
+    Metrics,
 }
 
 /// A bound listener.
@@ -158,6 +160,7 @@ impl Listener {
         let (name, flag) = match protocol {
             Protocol::Http => ("HTTP", "--http-addr"),
             Protocol::Grpc => ("gRPC", "--grpc-addr"),
+            Protocol::Metrics => ("metrics", "--metrics-addr"),
         };
         let listener =
             TcpListener::bind(address).with_context(|| format!("cannot listen for {name} on {address}; choose another {flag}"))?;
@@ -239,7 +242,7 @@ fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(BUFFER_BYTES as u32);
     match protocol {
-        Protocol::Http => builder,
+        Protocol::Http | Protocol::Metrics => builder,
         Protocol::Grpc => builder.http2_only(),
     }
 }

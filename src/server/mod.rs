@@ -9,6 +9,7 @@
 
 mod connections;
 mod listener;
+mod metrics;
 mod timed_body;
 mod tls;
 mod wire;
@@ -40,6 +41,7 @@ use crate::{
     grpc::{self, DncService, StreamLimits, auth::Authenticator, guard::Guard, health, rate::Rate},
     proto::{self, dnc_service_server::DncServiceServer},
     store::{Store, StoreOptions},
+    telemetry,
     wire::{budget::Budget, running::Running},
 };
 
@@ -78,11 +80,30 @@ pub fn store(database_url: &str, limits: &DatabaseLimits) -> Result<Store, crate
 pub struct Bound {
     http: Listener,
     grpc: Option<Listener>,
+    metrics: Option<Metrics>,
     draining: CancellationToken,
     calls: TaskTracker,
     drain_timeout: Duration,
     /// What clears the logs of the database, if there is one.
     clearing: Option<AbortOnDropHandle<()>>,
+}
+
+/// The listener of the metrics, and what keeps them up.
+#[derive(Debug)]
+struct Metrics {
+    listener: Listener,
+    keeping_up: AbortOnDropHandle<()>,
+}
+
+impl Metrics {
+    fn bind(options: &HttpOptions, sources: metrics::Sources) -> anyhow::Result<Option<Self>> {
+        let Some(address) = options.metrics_addr else { return Ok(None) };
+        let handle = telemetry::metrics::install()?;
+        let router = metrics::router(handle.clone(), sources);
+        let places = Connections::new(metrics::CONNECTIONS_MAX, metrics::CONNECTIONS_MAX);
+        let listener = Listener::bind(Protocol::Metrics, address, router, None, places, reader_timeout(options))?;
+        Ok(Some(Self { listener, keeping_up: metrics::keep_up(handle) }))
+    }
 }
 
 /// How a run ended.
@@ -115,7 +136,7 @@ impl Bound {
         let service = DncServiceServer::new(DncService::new(store.clone(), auth.clone(), limits))
             .max_decoding_message_size(grpc::MESSAGE_BYTES_MAX);
         let guarded = Guard::new(service, auth, Rate::new(options.requests_per_sec_max), draining.clone(), calls.clone());
-        let health = health::service(store, draining.clone());
+        let health = health::service(store.clone(), draining.clone());
         let budget = Budget::new(options.http.work_bytes_max);
         // The gateway gets the guarded service itself, without a socket between. Reflection is for
         // clients on the network.
@@ -133,15 +154,23 @@ impl Bound {
             .with_state(());
 
         let tls = Tls::of(&options.http.tls)?;
-        let places = || places(&options.http, 2, options.database.database_connections_max.into());
-        let grpc =
-            Listener::bind(Protocol::Grpc, options.grpc_addr, routes, tls.as_ref(), places(), reader_timeout(&options.http))?;
+        let [grpc_places, http_places] =
+            [(); 2].map(|()| places(&options.http, 2, options.database.database_connections_max.into()));
+        let sources = metrics::Sources {
+            store: Some(store),
+            budget: budget.clone(),
+            http: http_places.clone(),
+            grpc: Some(grpc_places.clone()),
+        };
+        let metrics = Metrics::bind(&options.http, sources)?;
+        let timeout = reader_timeout(&options.http);
+        let grpc = Listener::bind(Protocol::Grpc, options.grpc_addr, routes, tls.as_ref(), grpc_places, timeout)?;
         let router = gateway::router(upstream, options.http.json_body_bytes_max, budget, calls.clone(), draining.clone());
-        let http =
-            Listener::bind(Protocol::Http, options.http.http_addr, router, tls.as_ref(), places(), reader_timeout(&options.http))?;
+        let http = Listener::bind(Protocol::Http, options.http.http_addr, router, tls.as_ref(), http_places, timeout)?;
         Ok(Self {
             http,
             grpc: Some(grpc),
+            metrics,
             draining,
             calls,
             drain_timeout: Duration::from_secs(options.http.drain_timeout_secs),
@@ -160,13 +189,16 @@ impl Bound {
         let calls = TaskTracker::new();
         let budget = Budget::new(options.work_bytes_max);
         let upstream = Upstream::elsewhere(upstream);
-        let router = gateway::router(upstream, options.json_body_bytes_max, budget, calls.clone(), draining.clone());
         let places = places(options, 1, gateway::UPSTREAM_CONNECTIONS_MAX as u64);
+        let sources = metrics::Sources { store: None, budget: budget.clone(), http: places.clone(), grpc: None };
+        let metrics = Metrics::bind(options, sources)?;
+        let router = gateway::router(upstream, options.json_body_bytes_max, budget, calls.clone(), draining.clone());
         let tls = Tls::of(&options.tls)?;
         let http = Listener::bind(Protocol::Http, options.http_addr, router, tls.as_ref(), places, reader_timeout(options))?;
         Ok(Self {
             http,
             grpc: None,
+            metrics,
             draining,
             calls,
             drain_timeout: Duration::from_secs(options.drain_timeout_secs),
@@ -184,6 +216,11 @@ impl Bound {
         self.grpc.as_ref().map(Listener::url).unwrap_or_default()
     }
 
+    /// The URL of the metrics; empty if they are not served.
+    pub fn metrics_url(&self) -> String {
+        self.metrics.as_ref().map(|metrics| format!("{}/metrics", metrics.listener.url())).unwrap_or_default()
+    }
+
     /// Serves until `stop`. Then drains until every call is finished, the drain times out, or
     /// `stop_now`.
     ///
@@ -192,6 +229,8 @@ impl Bound {
     pub async fn run(self, stop: impl Future<Output = ()>, stop_now: impl Future<Output = ()>) -> anyhow::Result<Ended> {
         let mut http = self.http.serve();
         let mut grpc = self.grpc.map(Listener::serve);
+        // Until the end, so that a drain can be watched.
+        let _metrics = self.metrics.map(|metrics| (metrics.listener.serve(), metrics.keeping_up));
         let grpc_failed = async {
             match grpc.as_mut() {
                 Some(grpc) => grpc.failed().await,

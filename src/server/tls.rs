@@ -68,7 +68,7 @@ impl Tls {
     pub(super) fn acceptor(&self, protocol: Protocol) -> TlsAcceptor {
         let configs = self.configs.borrow();
         TlsAcceptor::from(match protocol {
-            Protocol::Http => configs.http.clone(),
+            Protocol::Http | Protocol::Metrics => configs.http.clone(),
             Protocol::Grpc => configs.grpc.clone(),
         })
     }

@@ -47,7 +47,7 @@ pub use lists::{EntryRow, ReasonCount, Summary};
 pub use logs::{DeletionRow, ImportRow, Selection};
 pub use tenants::{UserRow, WorkspaceRow};
 
-use crate::domain::Error;
+use crate::{domain::Error, telemetry::metrics::DatabaseLevels};
 
 /// Settings of the planner for each session. Statistics lag behind: a workspace that was just
 /// imported seems to have one row, and a table that was just filled seems empty, so a scan or a
@@ -104,7 +104,10 @@ impl Store {
             .map_err(|_| {
                 Error::invalid("database-url", "The database URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE.")
             })?
-            .application_name("dnc");
+            .application_name("dnc")
+            // The text of a statement belongs into no log. And asking whether it would be logged,
+            // as sqlx does, confuses filters that belong to one layer (`telemetry`).
+            .disable_statement_logging();
         let millis = |duration: Duration| duration.as_millis().to_string();
         let limited = connect.clone().options(PLANNER).options([
             ("statement_timeout", millis(options.statement_timeout)),
@@ -169,6 +172,13 @@ impl Store {
             })
         })
         .await
+    }
+
+    /// The use of the connections, and whether the database answers.
+    pub fn levels(&self) -> DatabaseLevels {
+        let pool = self.pool.status();
+        let idle = pool.available.min(pool.size);
+        DatabaseLevels { busy: pool.size - idle, idle, max: pool.max_size, is_up: self.link.is_up() }
     }
 
     /// False while the database is known not to respond.

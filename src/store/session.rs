@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use deadpool::managed::{Manager, Metrics, Object, Pool, RecycleError, RecycleResult};
+use deadpool::managed::{Manager, Metrics as PoolMetrics, Object, Pool, RecycleError, RecycleResult};
 use futures_util::{FutureExt, future::BoxFuture};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::{
@@ -36,7 +36,10 @@ use super::{
     shares::{Share, Slot},
     sockets,
 };
-use crate::domain::{Error, WorkspaceId};
+use crate::{
+    domain::{Error, WorkspaceId},
+    telemetry::metrics,
+};
 
 /// A connection that was used this recently is taken to be alive. A ping each time would double the
 /// cost of a small statement.
@@ -110,7 +113,7 @@ impl Manager for Sessions {
         Ok(Session { connection, backend, generation, used_at: Instant::now(), is_idle: true })
     }
 
-    async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<sqlx::Error> {
+    async fn recycle(&self, session: &mut Session, _: &PoolMetrics) -> RecycleResult<sqlx::Error> {
         if !session.is_idle {
             return Err(RecycleError::message("left in an unknown state"));
         }
@@ -149,6 +152,16 @@ pub(super) enum Mode {
     Scan,
     /// One transaction. It is completed whether or not its caller still waits.
     Write,
+}
+
+impl From<Mode> for metrics::Work {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Read => Self::Read,
+            Mode::Scan => Self::Scan,
+            Mode::Write => Self::Write,
+        }
+    }
 }
 
 /// Why a piece of work failed.
@@ -316,12 +329,14 @@ impl Store {
         T: Send + 'static,
         W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
     {
+        let asked_at = std::time::Instant::now();
         // Nothing has begun yet, so nothing is lost if the caller is gone.
         let ready = tokio::select! {
             biased;
             () = reply.closed() => return,
             ready = self.acquire(share) => ready,
         };
+        metrics::waited_for_database(asked_at);
         let (slot, mut session) = match ready {
             Ok(ready) => ready,
             Err(error) => {
@@ -332,7 +347,8 @@ impl Store {
         session.is_idle = false;
         let backend = session.backend;
         let is_committing = AtomicBool::new(false);
-        let running = work_on(&mut session.connection, mode, work, &is_committing);
+        let span = tracing::debug_span!("statement", ?mode);
+        let running = work_on(&mut session.connection, mode, work, &is_committing).instrument(span);
         let gone = async {
             match mode {
                 Mode::Read | Mode::Scan => {
@@ -342,7 +358,9 @@ impl Store {
                 Mode::Write => std::future::pending().await,
             }
         };
+        let began_at = std::time::Instant::now();
         let watched = self.link.watch(backend, self.work_timeout, running, gone).await;
+        metrics::worked_on_database(mode.into(), began_at);
         match watched {
             Watched::Ended { outcome, is_cancelled } => {
                 let is_known = match &outcome {

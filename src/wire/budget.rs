@@ -35,6 +35,7 @@ pub struct Budget(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     total: Arc<Semaphore>,
+    units: usize,
     owner_units_max: u32,
     owners: Mutex<HashMap<u64, Weak<Semaphore>>>,
 }
@@ -53,6 +54,7 @@ impl Budget {
         let units = u32::try_from(bytes_max / UNIT_BYTES).unwrap_or(u32::MAX).clamp(OWNER_PART, u32::MAX >> 3);
         Self(Arc::new(Inner {
             total: Arc::new(Semaphore::new(units as usize)),
+            units: units as usize,
             owner_units_max: units / OWNER_PART,
             owners: Mutex::default(),
         }))
@@ -69,6 +71,16 @@ impl Budget {
         let part = self.part_of(owner);
         let (owner, total) = take(part, self.0.total.clone(), units).await?;
         Ok(Permit { owner, total, owner_units_max: self.0.owner_units_max })
+    }
+
+    /// How many bytes are held now, in units of 1 KiB.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes_max() - self.0.total.available_permits() * UNIT_BYTES
+    }
+
+    /// How many bytes may be held.
+    pub fn bytes_max(&self) -> usize {
+        self.0.units * UNIT_BYTES
     }
 
     fn part_of(&self, owner: u64) -> Arc<Semaphore> {

@@ -28,6 +28,7 @@ use crate::{
     domain::{BATCH_ENTRIES_MIN, Batch, Cause, Error, Reason, Tally},
     proto::{ImportEntriesRequest, ImportEntriesResponse},
     store::{ImportId, ImportIds, Store},
+    telemetry::metrics,
 };
 
 /// The reason of entries without one, when the call has no default reason.
@@ -85,7 +86,11 @@ pub(super) async fn run(
         Sink::Store(Storing::new(store.clone(), ids, claim, limits.batches_in_flight_max))
     };
     let mut import = Import { limits, default_reason, sink, tally: Tally::default() };
-    match import.take_all(first, messages).await {
+    let outcome = import.take_all(first, messages).await;
+    if let Sink::Store(_) = import.sink {
+        metrics::entries_rejected(import.tally.failed);
+    }
+    match outcome {
         Ok(()) => Ok(convert::tally(&import.tally)),
         Err(error) => {
             if let Sink::Store(storing) = &mut import.sink {

@@ -1,6 +1,8 @@
 //! Where the batches of an import go: into the table, or, with `validate_only`, through a dry run
 //! that only counts.
 
+use std::time::Instant;
+
 use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
 
@@ -9,6 +11,7 @@ use crate::{
     domain::{Batch, Error, Tally},
     grpc::convert,
     store::{Answered, DryRun, End, FirstBatch, ImportIds, Store},
+    telemetry::metrics,
 };
 
 /// Stores batches, several concurrently.
@@ -105,7 +108,9 @@ impl Storing {
         self.batches += 1;
         let (store, ids) = (self.store.clone(), self.ids);
         let insert = async move {
+            let started = Instant::now();
             let imported = store.insert_batch(ids, batch.into_sorted(), first).await?;
+            metrics::batch_stored(received, imported, started);
             Ok(Stored { received, imported })
         };
         self.in_flight.spawn(insert.in_current_span());

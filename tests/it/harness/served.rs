@@ -14,6 +14,8 @@ pub struct Served {
     child: Child,
     pub http_url: String,
     pub grpc_url: String,
+    /// Empty unless `--metrics-addr` is given.
+    pub metrics_url: String,
 }
 
 impl Served {
@@ -28,16 +30,17 @@ impl Served {
             while let Some(line) = log.next_line().await? {
                 let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 if let (Some(http), Some(grpc)) = (line["http"].as_str(), line["grpc"].as_str()) {
-                    return Ok((http.to_owned(), grpc.to_owned()));
+                    let metrics = line["metrics"].as_str().unwrap_or_default();
+                    return Ok((http.to_owned(), grpc.to_owned(), metrics.to_owned()));
                 }
             }
             Err(io::Error::other("the server ended instead of serving"))
         };
-        let (http_url, grpc_url) =
+        let (http_url, grpc_url, metrics_url) =
             tokio::time::timeout(Duration::from_secs(30), serving).await.map_err(|_| io::ErrorKind::TimedOut)??;
         // The log is read on, since a full pipe would block the process.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-        Ok(Self { child, http_url, grpc_url })
+        Ok(Self { child, http_url, grpc_url, metrics_url })
     }
 
     /// Starts the process without waiting for it.

@@ -1,0 +1,111 @@
+//! Logs, metrics and traces, and the request id that connects an answer with its log lines.
+//!
+//! No address and no key is in any of them.
+
+pub mod metrics;
+#[cfg(feature = "otlp")]
+mod traces;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tracing_subscriber::{
+    Layer,
+    filter::Targets,
+    fmt,
+    layer::SubscriberExt,
+    util::{SubscriberInitExt, TryInitError},
+};
+use uuid::Uuid;
+
+use crate::config::{LogFormat, LogOptions};
+
+/// The header (and gRPC metadata key) of the request id.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The header (and gRPC metadata key) that names the trace of a request, as W3C defines it.
+pub const TRACEPARENT: &str = "traceparent";
+
+#[cfg(feature = "otlp")]
+pub use traces::{continue_trace, pass_on};
+
+/// Traces are not built in.
+#[cfg(not(feature = "otlp"))]
+pub fn continue_trace(_: &tracing::Span, _: &HeaderMap) {}
+
+/// Traces are not built in: what the caller has sent goes on as it is.
+#[cfg(not(feature = "otlp"))]
+pub fn pass_on(_: &mut HeaderMap) {}
+
+const REQUEST_ID_CHARS_MAX: usize = 128;
+
+/// Logs and traces of the program, until it ends.
+#[must_use]
+pub struct Telemetry {
+    #[cfg(feature = "otlp")]
+    exporting: Option<traces::Exporting>,
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Telemetry")
+    }
+}
+
+impl Telemetry {
+    /// Sends the last spans. Takes two seconds at most.
+    pub fn end(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporting) = self.exporting {
+            exporting.end();
+        }
+    }
+}
+
+/// Starts writing logs to standard error, and traces to a collector if the environment names one.
+/// Standard output is for what a command prints. Must be called on the program's runtime.
+///
+/// # Errors
+/// When the filter or the collector's URL cannot be parsed, or logging was started before.
+pub fn init(options: &LogOptions) -> anyhow::Result<Telemetry> {
+    let filter: Targets = (options.log.parse())
+        .map_err(|error| anyhow::anyhow!("--log {:?} cannot be read ({error}); try --log info", options.log))?;
+    let lines = fmt::layer()
+        .with_writer(std::io::stderr)
+        // It would report a closed standard error to standard error, and panic in the middle of a
+        // call.
+        .log_internal_errors(false);
+    let lines = match options.log_format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let started =
+        |started: Result<(), TryInitError>| started.map_err(|error| anyhow::anyhow!("logging cannot be started: {error}"));
+    #[cfg(feature = "otlp")]
+    if let Some((spans, exporting)) = traces::layer()? {
+        // Each layer has a filter of its own: what is logged does not decide what is traced.
+        started(tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init())?;
+        return Ok(Telemetry { exporting: Some(exporting) });
+    }
+    started(tracing_subscriber::registry().with(lines).with(filter).try_init())?;
+    Ok(Telemetry {
+        #[cfg(feature = "otlp")]
+        exporting: None,
+    })
+}
+
+/// The request id that the caller sent, or a new one if it sent none or an unusable one.
+///
+/// Usable are 1 to 128 letters, digits and `-_.:/+=`. The id is logged, so a text that could be an
+/// address or contain a key is replaced.
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_usable = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        (1..=REQUEST_ID_CHARS_MAX).contains(&bytes.len())
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte))
+            && !bytes.windows(3).any(|part| part == b"sk_")
+    };
+    headers
+        .get(REQUEST_ID)
+        .filter(is_usable)
+        .cloned()
+        .unwrap_or_else(|| HeaderValue::from_str(&Uuid::new_v4().to_string()).unwrap_or(HeaderValue::from_static("none")))
+}
