@@ -209,6 +209,10 @@ Ctrl-C stops it; what is on the list stays.
     writeln!(out, "DNC_WORKSPACE_ID={}", tenant.workspace)?;
     writeln!(out, "DNC_API_KEY={key}")?;
     writeln!(out, "DNC_PLATFORM_KEY={}", tenant.platform_key.reveal())?;
+    let metrics = bound.metrics_url();
+    if !metrics.is_empty() {
+        writeln!(out, "DNC_METRICS_URL={}", local(&metrics))?;
+    }
     writeln!(out, "DATABASE_URL={database_url}")?;
     out.flush()?;
     Ok(())
@@ -217,8 +221,9 @@ Ctrl-C stops it; what is on the list stays.
 /// `url`, with 127.0.0.1 for an address that means every interface and cannot be called.
 fn local(url: &str) -> String {
     let Some((scheme, address)) = url.split_once("://") else { return url.to_owned() };
+    let (address, path) = address.split_at(address.find('/').unwrap_or(address.len()));
     match address.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_unspecified() => format!("{scheme}://127.0.0.1:{}", address.port()),
+        Ok(address) if address.ip().is_unspecified() => format!("{scheme}://127.0.0.1:{}{path}", address.port()),
         _ => url.to_owned(),
     }
 }
