@@ -7,7 +7,10 @@ use clap::{Args, ValueEnum};
 use tonic::{Code, Request, Response, Status, metadata::AsciiMetadataValue, transport::Channel};
 use tonic_types::StatusExt;
 
-use super::{link, serve::dial};
+use super::{
+    link,
+    serve::{ClientCertificate, dial},
+};
 use crate::{
     domain::{Kind, WorkspaceId},
     proto::dnc_service_client::DncServiceClient,
@@ -26,6 +29,8 @@ pub(super) struct Server {
     /// A certificate authority to trust for the server besides the system's, PEM
     #[arg(long, env = "DNC_SERVER_CA", value_name = "FILE")]
     server_ca: Option<PathBuf>,
+    #[command(flatten)]
+    certificate: ClientCertificate,
     /// The key to call with
     #[arg(long, env = "DNC_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: String,
@@ -52,7 +57,8 @@ impl TypeName {
 
 impl Server {
     pub(super) fn client(&self) -> anyhow::Result<DncServiceClient<Channel>> {
-        Ok(DncServiceClient::new(dial("--server", &self.server, self.server_ca.as_deref())?).max_decoding_message_size(usize::MAX))
+        let channel = dial("--server", &self.server, self.server_ca.as_deref(), &self.certificate)?;
+        Ok(DncServiceClient::new(channel).max_decoding_message_size(usize::MAX))
     }
 
     pub(super) fn request<T>(&self, message: T) -> anyhow::Result<Request<T>> {

@@ -105,6 +105,11 @@ fn why_tls(flag: &str, host: &str, place: &str, error: &rustls::Error) -> Option
         }
         rustls::Error::InvalidMessage(_) => format!("{place} does not speak TLS; use http:// in {flag}, or the port that has TLS"),
         rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol) => return None,
+        rustls::Error::AlertReceived(
+            rustls::AlertDescription::CertificateRequired
+            | rustls::AlertDescription::UnknownCA
+            | rustls::AlertDescription::BadCertificate,
+        ) => format!("{place} asks for the certificate of a client that it trusts; give one with --client-cert and --client-key"),
         other => format!("the TLS handshake with {place} failed ({other}); check {flag}"),
     })
 }

@@ -1,12 +1,15 @@
 //! `dnc serve` and `dnc gateway`, and the signals that stop a server.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use clap::{Args, builder::FalseyValueParser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{admin, link};
@@ -51,9 +54,22 @@ pub(super) struct GatewayOptions {
     ///
     /// Needed when the upstream's certificate is signed by an authority of your own.
     #[arg(long, env = "DNC_UPSTREAM_CA", value_name = "FILE")]
-    upstream_ca: Option<std::path::PathBuf>,
+    upstream_ca: Option<PathBuf>,
+    #[command(flatten)]
+    certificate: ClientCertificate,
     #[command(flatten)]
     http: HttpOptions,
+}
+
+/// What a client shows to a server that asks for a certificate.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ClientCertificate {
+    /// A file with the certificate chain of this client, PEM, for a server that asks for one
+    #[arg(long, env = "DNC_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// A file with the private key of that certificate, PEM
+    #[arg(long, env = "DNC_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
 }
 
 pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
@@ -87,7 +103,7 @@ pub(super) fn measure(options: &HttpOptions) -> anyhow::Result<()> {
 pub(super) async fn gateway(options: GatewayOptions) -> anyhow::Result<()> {
     measure(&options.http)?;
     let signals = Signals::listen()?;
-    let endpoint = endpoint("--upstream", &options.upstream, options.upstream_ca.as_deref())?;
+    let endpoint = endpoint("--upstream", &options.upstream, options.upstream_ca.as_deref(), &options.certificate)?;
     let bound = Bound::gateway(endpoint.clone(), &options.http).await?;
     tracing::info!(http = bound.http_url(), upstream = options.upstream, metrics = bound.metrics_url(), "serving");
     tokio::spawn(warn_unless_reachable(endpoint.connect_lazy(), options.upstream));
@@ -108,12 +124,14 @@ async fn warn_unless_reachable(channel: Channel, url: String) {
 
 /// A connection to a gRPC server. It is opened by the first call. `flag` is the option that errors
 /// name.
-pub(super) fn dial(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Result<Channel> {
-    let endpoint = endpoint(flag, url, ca)?.initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
+pub(super) fn dial(flag: &str, url: &str, ca: Option<&Path>, certificate: &ClientCertificate) -> anyhow::Result<Channel> {
+    let endpoint =
+        endpoint(flag, url, ca, certificate)?.initial_stream_window_size(4 << 20).initial_connection_window_size(8 << 20);
     Ok(endpoint.connect_lazy())
 }
 
-fn endpoint(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Result<Endpoint> {
+fn endpoint(flag: &str, url: &str, ca: Option<&Path>, certificate: &ClientCertificate) -> anyhow::Result<Endpoint> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let mut endpoint = Endpoint::from_shared(url.to_owned())
         .ok()
         .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")) && endpoint.uri().host().is_some())
@@ -124,16 +142,17 @@ fn endpoint(flag: &str, url: &str, ca: Option<&std::path::Path>) -> anyhow::Resu
     if endpoint.uri().scheme_str() == Some("https") {
         let mut tls = ClientTlsConfig::new().timeout(CONNECT_TIMEOUT);
         if let Some(path) = ca {
-            tls = tls.ca_certificate(Certificate::from_pem(
-                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
-            ));
+            tls = tls.ca_certificate(Certificate::from_pem(read(path)?));
+        }
+        if let (Some(cert), Some(key)) = (&certificate.client_cert, &certificate.client_key) {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
         }
         // A container may have no certificates of the system. The authority in `ca` is enough then.
         endpoint = endpoint
             .clone()
             .tls_config(tls.clone().with_native_roots())
             .or_else(|_| endpoint.tls_config(tls))
-            .with_context(|| format!("{flag}-ca cannot be used"))?;
+            .with_context(|| format!("{flag}-ca or --client-cert cannot be used"))?;
     }
     Ok(endpoint)
 }

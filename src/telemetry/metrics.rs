@@ -81,7 +81,7 @@ fn describe() {
     describe_counter!("dnc_calls_total", "Calls of the gRPC service that have ended, those of the HTTP side included.");
     describe_histogram!("dnc_call_duration_seconds", Unit::Seconds, "From the head of a call to the end of its answer.");
     describe_gauge!("dnc_calls_open", "Calls in work. Those of ImportEntries, ScrubEntries and ExportEntries are streams.");
-    describe_counter!("dnc_http_requests_total", "HTTP requests that have ended.");
+    describe_counter!("dnc_http_requests_total", "HTTP requests that have ended. The status 499 is that of a caller who left.");
     describe_histogram!("dnc_http_request_duration_seconds", Unit::Seconds, "From the head of a request to the end of its answer.");
     describe_counter!("dnc_entries_total", "Entries of imports by what became of them, dry runs excluded.");
     describe_histogram!("dnc_batch_entries", Unit::Count, "Entries of a batch, repeats included.");

@@ -95,7 +95,7 @@ async fn a_certificate_is_replaced_while_the_server_runs() {
     assert!(checks(&mut before, &server.key).await, "a connection lives on");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn only_clients_with_a_certificate_of_the_authority_are_served() {
     let (ours, theirs) = (authority(), authority());
     let (pem, good, bad) = (self_signed(), signed_by(&ours), signed_by(&theirs));
@@ -115,6 +115,26 @@ async fn only_clients_with_a_certificate_of_the_authority_are_served() {
         };
         assert_eq!(is_answered, is_served);
     }
+    // The clients of this program have one, too: the commands, and a gateway in front of the server.
+    for (name, text) in [("root.pem", &pem.cert), ("client.pem", &good.cert), ("client-key.pem", &good.key)] {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    let grpc_url = server.grpc_url.replace("127.0.0.1", "localhost");
+    let (root, client_cert, client_key) = (path("root.pem"), path("client.pem"), path("client-key.pem"));
+    let shown = ["--client-cert", &client_cert, "--client-key", &client_key];
+    let check = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
+        command.args(["check", "a@example.com", "--server", &grpc_url, "--server-ca", &root, "--api-key", &server.key]);
+        command.args(more).output().unwrap()
+    };
+    let answered = tokio::task::block_in_place(|| check(&shown));
+    assert!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    assert_eq!(tokio::task::block_in_place(|| check(&[])).status.code(), Some(1));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
+    command.args(["gateway", "--http-addr", "127.0.0.1:0", "--log-format", "json", "--upstream", &grpc_url]);
+    command.args(["--upstream-ca", &root]).args(shown).stderr(Stdio::piped());
+    let gateway = tokio::task::block_in_place(|| Process::serving(&mut command));
+    assert_eq!(http_client().get(format!("{}/readyz", gateway.http_url)).send().await.unwrap().status(), 200);
     // The authority is replaced like a certificate.
     fs::write(dir.path().join("ca.pem"), theirs.pem()).unwrap();
     until("the new authority counts", async || http(&pem, Some(&bad)).get(&url).send().await.is_ok()).await;
