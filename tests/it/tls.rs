@@ -115,7 +115,7 @@ async fn only_clients_with_a_certificate_of_the_authority_are_served() {
         };
         assert_eq!(is_answered, is_served);
     }
-    // The clients of this program have one, too: the commands, and a gateway in front of the server.
+    // The clients of this program have one, too: the commands, and a gateway.
     for (name, text) in [("root.pem", &pem.cert), ("client.pem", &good.cert), ("client-key.pem", &good.key)] {
         fs::write(dir.path().join(name), text).unwrap();
     }
