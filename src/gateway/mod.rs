@@ -7,6 +7,7 @@
 //! of the body is stored.
 
 mod answers;
+mod assets;
 mod body;
 mod call;
 mod discard;
@@ -74,6 +75,9 @@ pub fn router(
         .route("/v1/dnc/check", post(check_entries).get(check_entry))
         .route("/v1/dnc/export", get(export_entries))
         .route("/v1/dnc/summary", get(summarize_entries))
+        .route("/", assets::file("text/html; charset=utf-8", include_bytes!("page/index.html")))
+        .route("/page.css", assets::file("text/css; charset=utf-8", include_bytes!("page/page.css")))
+        .route("/page.js", assets::file("text/javascript; charset=utf-8", include_bytes!("page/page.js")))
         .route("/healthz", get(|| async { ok(serde_json::json!({ "status": "alive" })) }))
         .route("/readyz", get(readyz))
         .fallback(async || Problem::not_found())

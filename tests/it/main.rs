@@ -24,6 +24,7 @@ mod manual;
 mod metrics;
 mod migrations;
 mod operators;
+mod page;
 mod plans;
 mod refusals;
 mod retention;

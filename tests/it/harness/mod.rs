@@ -1,6 +1,7 @@
 //! One PostgreSQL for the test run, a new database for each test, and a running service in front of
 //! it.
 
+pub mod browser;
 mod calls;
 pub mod process;
 mod proxy;
