@@ -118,7 +118,6 @@ async fn wrap_request(
     );
     telemetry::continue_trace(&span, request.headers());
     request.headers_mut().insert(telemetry::REQUEST_ID, trace_id.clone());
-    let is_private = request.uri().path() == "/v1" || request.uri().path().starts_with("/v1/");
     let started = Instant::now();
     async move {
         let request = discard_slots.wrap(request);
@@ -133,10 +132,9 @@ async fn wrap_request(
         let headers = response.headers_mut();
         headers.insert(telemetry::REQUEST_ID, trace_id);
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if is_private {
-            // The answer is for one workspace only, and a cache between does not know the key.
-            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        }
+        // An answer is for one workspace only, and a cache between does not know the key. Readiness
+        // is true only now.
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         // The request counts as running until the end of its answer has been read.
         response.map(|body| Body::new(Running::new(body, (running, measured))))
     }

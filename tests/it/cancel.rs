@@ -76,6 +76,12 @@ async fn require_clean(server: &TestServer, client: &DncServiceClient<Upstream>,
     for outcome in all_of(make_all(client, &server.key, 10_000 * (round + 1)..10_000 * (round + 1) + 3)).await {
         outcome.require(Code::Ok);
     }
+    // A claim of an idempotency key is released when its caller is gone, before its lease ends.
+    until("no idempotency key stays claimed", || async {
+        let claimed = "SELECT count(*) FROM import_requests WHERE finished_at IS NULL";
+        sqlx::query_scalar::<_, i64>(claimed).fetch_one(&mut server.connection().await).await.unwrap() == 0
+    })
+    .await;
     // The maintained count is that of the rows.
     let listed = client.clone().list_entries(with_key(ListEntriesRequest::default(), &server.key)).await.unwrap();
     assert_eq!(listed.into_inner().total_size, server.count().await);

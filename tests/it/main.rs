@@ -8,6 +8,7 @@ mod harness;
 mod auth;
 mod bombs;
 mod budget;
+mod caches;
 mod cancel;
 mod cli;
 mod connections;

@@ -8,6 +8,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use super::BUSY_REPEAT;
 use crate::{
@@ -78,13 +79,13 @@ impl Claimed {
         let mut waiting = None;
         let mut pause = Duration::from_millis(20);
         loop {
-            match store.claim_request(workspace, import, &idempotency_key, &fingerprint).await? {
-                Claim::Mine => break,
-                Claim::Done(replay, kept) => {
+            match attempt(store.clone(), workspace, import, idempotency_key.clone(), fingerprint.clone()).await? {
+                Attempt::Claimed(claimed) => return Ok(Ok(*claimed)),
+                Attempt::Done(replay, kept) => {
                     require_same(kept)?;
                     return Ok(Err(replay));
                 }
-                Claim::Busy(kept) => require_same(kept)?,
+                Attempt::Busy(kept) => require_same(kept)?,
             }
             if waiting.is_none() {
                 waiting = Some(repeats.try_acquire().map_err(|_| BUSY_REPEAT)?);
@@ -101,6 +102,9 @@ impl Claimed {
             }
             pause = (2 * pause).min(Duration::from_secs(1));
         }
+    }
+
+    fn new(store: Store, workspace: WorkspaceId, import: ImportId, idempotency_key: String) -> Self {
         let renewing = tokio::spawn({
             let (store, idempotency_key) = (store.clone(), idempotency_key.clone());
             async move {
@@ -112,13 +116,32 @@ impl Claimed {
                 }
             }
         });
-        Ok(Ok(Self {
-            store: store.clone(),
-            workspace,
-            import,
-            idempotency_key,
-            is_answered: false,
-            _renewing: AbortOnDropHandle::new(renewing),
-        }))
+        Self { store, workspace, import, idempotency_key, is_answered: false, _renewing: AbortOnDropHandle::new(renewing) }
     }
+}
+
+/// The outcome of an attempt to claim a key.
+enum Attempt {
+    Claimed(Box<Claimed>),
+    Busy(Option<Fingerprint>),
+    Done(Replay, Option<Fingerprint>),
+}
+
+/// Tries once to claim a key. When the caller of this is gone, the task that makes the claim drops
+/// it, and so releases it.
+async fn attempt(
+    store: Store,
+    workspace: WorkspaceId,
+    import: ImportId,
+    idempotency_key: String,
+    fingerprint: Fingerprint,
+) -> Result<Attempt, Error> {
+    let attempt = async move {
+        Ok(match store.claim_request(workspace, import, &idempotency_key, &fingerprint).await? {
+            Claim::Mine => Attempt::Claimed(Box::new(Claimed::new(store, workspace, import, idempotency_key))),
+            Claim::Busy(kept) => Attempt::Busy(kept),
+            Claim::Done(replay, kept) => Attempt::Done(replay, kept),
+        })
+    };
+    tokio::spawn(attempt.in_current_span()).await.map_err(Error::internal)?
 }
