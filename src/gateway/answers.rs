@@ -1,10 +1,15 @@
-//! Converts the service's answers to the JSON of the public reference.
+//! Converts the service's answers to the JSON of the public reference. The types and their
+//! comments are also the schemas of the OpenAPI document.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 
 use crate::{
-    files::{time::text as time_text, type_name},
+    files::{Kind, time::text as time_text, type_name},
     proto::{
         CheckEntriesResponse, DeleteEntriesResponse, Entry, EntryError, ImportEntriesResponse, ListEntriesResponse,
         SummarizeEntriesResponse,
@@ -12,7 +17,7 @@ use crate::{
 };
 
 /// The form of every successful answer but a page.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct Success<T> {
     pub(super) success: bool,
     pub(super) data: T,
@@ -20,37 +25,51 @@ pub(super) struct Success<T> {
 
 /// The `data` of an import's answer. As the public reference says, failures are present only if
 /// there are any.
-pub(super) fn import_answer(answer: ImportEntriesResponse, excluded: u64) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Imported {
-        imported: u64,
-        skipped: u64,
-        #[serde(flatten)]
-        failures: Failures,
-    }
+pub(super) fn import_answer(answer: ImportEntriesResponse, excluded: u64) -> Imported {
     Imported { imported: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors, excluded) }
 }
 
+/// The outcome of an import. The counts add up to the entries received.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Imported {
+    /// Entries that were stored.
+    imported: u64,
+    /// Entries that were on the list already, or repeated in the request.
+    skipped: u64,
+    #[serde(flatten)]
+    failures: Failures,
+}
+
 /// The `data` of the answer when entries are added.
-pub(super) fn add_answer(answer: ImportEntriesResponse, excluded: u64) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Added {
-        added: u64,
-        skipped: u64,
-        #[serde(flatten)]
-        failures: Failures,
-    }
+pub(super) fn add_answer(answer: ImportEntriesResponse, excluded: u64) -> Added {
     Added { added: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors, excluded) }
 }
 
-#[derive(Serialize)]
+/// The outcome of adding entries. The counts add up to the entries received.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Added {
+    /// Entries that were stored.
+    added: u64,
+    /// Entries that were on the list already, or repeated in the request.
+    skipped: u64,
+    #[serde(flatten)]
+    failures: Failures,
+}
+
+/// The entries that were not stored. Each field is there only if it has something to say.
+#[derive(Serialize, ToSchema)]
 struct Failures {
+    /// Entries that were rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     failed: Option<u64>,
     /// Rows of a file that name people who may be written to.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     excluded: Option<u64>,
+    /// What is wrong with the rejected entries; with the first 10,000 of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     errors: Vec<JsonError>,
 }
 
@@ -61,13 +80,24 @@ impl Failures {
     }
 }
 
-#[derive(Serialize)]
+/// What is wrong with one entry or address.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EntryError)]
 struct JsonError {
+    /// The position in the request, from 0.
     index: u64,
+    /// The field that is wrong.
     field: String,
+    /// `INVALID_EMAIL`, `INVALID_DOMAIN`, `PUBLIC_SUFFIX`, `INVALID_TYPE`, `INVALID_REASON` or
+    /// `INVALID_TIME`; of a line that no entry can be made of, also `INVALID_LINE` or
+    /// `LINE_TOO_LONG`.
+    #[schema(pattern = "^[A-Z_]+$")]
     code: String,
+    /// What is wrong, for people. It never repeats the address.
     message: String,
+    /// The line of the file, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     line: Option<u64>,
 }
 
@@ -80,19 +110,47 @@ impl From<EntryError> for JsonError {
     }
 }
 
-/// An entry as it is listed.
+/// The name of an entry's type.
 #[derive(Serialize)]
+pub(super) struct EntryType(&'static str);
+
+impl PartialSchema for EntryType {
+    fn schema() -> RefOr<Schema> {
+        let names = [Kind::Email, Kind::Domain].map(Kind::name);
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).into()
+    }
+}
+
+impl ToSchema for EntryType {}
+
+/// An entry as it is listed.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Entry)]
 pub(super) struct JsonListed {
+    /// The same for an entry as long as it is on the list.
     #[serde(rename = "_id")]
+    #[schema(pattern = "^[0-9a-f]{24}$")]
     id: String,
+    /// The address or domain, in canonical form.
     email: String,
-    entry_type: &'static str,
+    entry_type: EntryType,
+    /// The workspace whose list the entry is on.
+    #[schema(pattern = "^ws_[1-9][0-9]*$")]
     workspace_id: String,
+    /// Why the address is on the list.
     reason: String,
+    /// When the person opted out, as far as that is known; otherwise when the entry was stored.
+    #[schema(format = DateTime)]
     unsubscribed_at: String,
+    /// When the entry was stored.
+    #[schema(format = DateTime)]
     created_at: String,
+    /// Equal to `createdAt`: an entry is never changed.
+    #[schema(format = DateTime)]
     updated_at: String,
+    /// The id of the key that stored the entry.
+    #[schema(pattern = "^key_[1-9][0-9]*$")]
     added_by: String,
 }
 
@@ -104,7 +162,7 @@ impl From<Entry> for JsonListed {
         let created_at = time_text(entry.create_time.unwrap_or_default());
         Self {
             id: identity[..12].iter().map(|byte| format!("{byte:02x}")).collect(),
-            entry_type: type_name(entry.r#type),
+            entry_type: EntryType(type_name(entry.r#type)),
             email: entry.email,
             workspace_id: entry.workspace_id,
             reason: entry.reason,
@@ -117,37 +175,39 @@ impl From<Entry> for JsonListed {
 }
 
 /// The whole body of a page of entries.
-pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Page {
-        success: bool,
-        data: Vec<JsonListed>,
-        pagination: Pagination,
-    }
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Pagination {
-        limit: i32,
-        total: i64,
-        has_more: bool,
-        next_cursor: Option<String>,
-    }
+pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> Page {
     let next_cursor = Some(answer.next_page_token).filter(|token| !token.is_empty());
     let pagination = Pagination { limit, total: answer.total_size, has_more: next_cursor.is_some(), next_cursor };
     Page { success: true, data: answer.entries.into_iter().map(JsonListed::from).collect(), pagination }
 }
 
+/// A page of entries, in the order of the addresses' bytes.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Page {
+    success: bool,
+    data: Vec<JsonListed>,
+    pagination: Pagination,
+}
+
+/// Where a page is in the list.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Pagination {
+    /// The most entries in the page.
+    #[schema(minimum = 1, maximum = 100)]
+    limit: i32,
+    /// The entries that the filters selected when the first page was read.
+    #[schema(minimum = 0)]
+    total: i64,
+    /// Whether there is another page.
+    has_more: bool,
+    /// The `cursor` of the next page; null with the last one.
+    #[schema(required = true)]
+    next_cursor: Option<String>,
+}
+
 /// The `data` of a check: one object per address.
-pub(super) fn check_answer(answer: CheckEntriesResponse) -> Vec<impl Serialize> {
-    #[derive(Serialize)]
-    struct Checked {
-        email: String,
-        suppressed: bool,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        entry: Option<JsonListed>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        error: Option<JsonError>,
-    }
+pub(super) fn check_answer(answer: CheckEntriesResponse) -> Vec<Checked> {
     let results = answer.results.into_iter().map(|result| Checked {
         email: result.email,
         suppressed: result.suppressed,
@@ -157,35 +217,42 @@ pub(super) fn check_answer(answer: CheckEntriesResponse) -> Vec<impl Serialize> 
     results.collect()
 }
 
+/// Whether an address may be written to.
+#[derive(Serialize, ToSchema)]
+#[schema(as = CheckResult)]
+pub(super) struct Checked {
+    /// The address as it was sent.
+    email: String,
+    /// Whether the address must not be written to. True also for a text that is no address.
+    suppressed: bool,
+    /// The entry that decided: the address itself before a domain, a longer domain before a
+    /// shorter one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    entry: Option<JsonListed>,
+    /// Why the text is no address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    error: Option<JsonError>,
+}
+
 /// The `data` of a deletion.
-pub(super) fn delete_answer(answer: DeleteEntriesResponse) -> impl Serialize {
-    #[derive(Serialize)]
-    struct Deleted {
-        deleted: i64,
-    }
+pub(super) fn delete_answer(answer: DeleteEntriesResponse) -> Deleted {
     Deleted { deleted: answer.deleted }
 }
 
+/// The outcome of a deletion.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Deleted {
+    /// Entries that were deleted, or that would be with `validateOnly`.
+    #[schema(minimum = 0)]
+    deleted: i64,
+}
+
 /// The `data` of a summary.
-pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> impl Serialize {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Summary {
-        total: i64,
-        reasons: Vec<Reason>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        other_reasons: Option<i64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        other_entries: Option<i64>,
-    }
-    #[derive(Serialize)]
-    struct Reason {
-        r#type: &'static str,
-        reason: String,
-        count: i64,
-    }
+pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> Summary {
     let reasons = answer.reasons.into_iter();
-    let reasons = reasons.map(|row| Reason { r#type: type_name(row.r#type), reason: row.reason, count: row.count });
+    let reasons = reasons.map(|row| ReasonCount { r#type: EntryType(type_name(row.r#type)), reason: row.reason, count: row.count });
     let other = |count: i64| (answer.other_reasons > 0).then_some(count);
     Summary {
         total: answer.total,
@@ -193,4 +260,33 @@ pub(super) fn summary_answer(answer: SummarizeEntriesResponse) -> impl Serialize
         other_entries: other(answer.other_entries),
         reasons: reasons.collect(),
     }
+}
+
+/// What is on the list.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Summary {
+    /// All entries.
+    #[schema(minimum = 0)]
+    total: i64,
+    /// Entries by type and reason, the largest counts first; at most 1,000 of them.
+    #[schema(max_items = 1_000)]
+    reasons: Vec<ReasonCount>,
+    /// How many pairs of a type and a reason are not listed in `reasons`, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    other_reasons: Option<i64>,
+    /// The entries of those.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    other_entries: Option<i64>,
+}
+
+/// The entries of one type with one reason.
+#[derive(Serialize, ToSchema)]
+struct ReasonCount {
+    r#type: EntryType,
+    reason: String,
+    #[schema(minimum = 1)]
+    count: i64,
 }

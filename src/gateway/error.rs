@@ -3,15 +3,17 @@
 //! the status comes from the service itself. Other statuses are described by their code, since
 //! their text may contain anything.
 
+use std::collections::HashMap;
+
 use axum::{
     Json,
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt;
+use utoipa::ToSchema;
 
 use super::call::pass_back;
 use crate::{telemetry, wire::budget::Exhausted};
@@ -56,10 +58,73 @@ const NAME_CHARS_MAX: usize = 40;
 pub(super) struct Problem {
     status: StatusCode,
     message: String,
-    details: Option<Value>,
+    details: Option<Box<Details>>,
     /// The headers of the service's answer; some of them are passed back to the caller.
     metadata: Option<Box<MetadataMap>>,
     retry_after_secs: Option<u64>,
+}
+
+/// The body of every error.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(super) struct ErrorBody {
+    /// The status in words.
+    error: &'static str,
+    /// What is wrong and what to do, for people. It never repeats an address or a key.
+    message: String,
+    /// The status.
+    #[schema(minimum = 400, maximum = 599)]
+    code: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    details: Option<Box<Details>>,
+}
+
+/// What a program can use of an error. Each field is there only if it has something to say.
+#[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = ErrorDetails)]
+struct Details {
+    /// Why the service rejects the call, such as `UNAUTHENTICATED`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, pattern = "^[A-Z_]+$")]
+    reason: Option<String>,
+    /// The fields, parameters or headers that are wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    fields: Vec<WrongField>,
+    #[serde(flatten)]
+    stored: Stored,
+}
+
+/// A field, parameter or header that is wrong.
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
+struct WrongField {
+    /// Its name or path, such as `entries[17].email`.
+    field: String,
+    /// What is wrong with it.
+    message: String,
+}
+
+/// What an import has done until it failed. The import can be sent again.
+#[derive(Debug, Default, PartialEq, Serialize, ToSchema)]
+struct Stored {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    imported: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    skipped: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    failed: Option<u64>,
+}
+
+impl Stored {
+    /// Reads the counts that the service sends with the status of an import.
+    fn of(metadata: &HashMap<String, String>) -> Self {
+        let count = |name: &str| metadata.get(name)?.parse().ok();
+        Self { imported: count("imported"), skipped: count("skipped"), failed: count("failed") }
+    }
 }
 
 impl Problem {
@@ -70,7 +135,11 @@ impl Problem {
     /// 400: the request must be changed at `place`, as `what` says.
     pub(super) fn invalid(place: &str, what: &str) -> Self {
         let mut problem = Self::new(StatusCode::BAD_REQUEST, format!("{place}: {what}"));
-        problem.details = Some(json!({ "reason": "INVALID", "fields": [{ "field": place, "message": what }] }));
+        problem.details = Some(Box::new(Details {
+            reason: Some("INVALID".to_owned()),
+            fields: vec![WrongField { field: place.to_owned(), message: what.to_owned() }],
+            ..Details::default()
+        }));
         problem
     }
 
@@ -97,13 +166,9 @@ impl Problem {
     /// of the caller's rate limit, and what was stored until then.
     pub(super) fn with_outcome_of(mut self, cancelled: &Status) -> Self {
         if let Some(info) = cancelled.get_error_details().error_info().filter(|info| info.domain == DOMAIN) {
-            let counts =
-                ["imported", "skipped", "failed"].map(|name| (name, info.metadata.get(name).and_then(|n| n.parse::<u64>().ok())));
-            if counts.iter().any(|(_, count)| count.is_some_and(|count| count > 0)) {
-                let details = self.details.get_or_insert_with(|| json!({}));
-                for (name, count) in counts {
-                    details[name] = json!(count);
-                }
+            let stored = Stored::of(&info.metadata);
+            if [stored.imported, stored.skipped, stored.failed].iter().any(|count| count.is_some_and(|count| count > 0)) {
+                self.details.get_or_insert_default().stored = stored;
             }
         }
         self.with_metadata(cancelled.metadata().clone())
@@ -273,11 +338,7 @@ impl From<Status> for Problem {
             let retry_after_secs = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(2);
             return Self { retry_after_secs, ..Self::new(status, fallback) };
         };
-        let mut shown = Map::from_iter([("reason".to_owned(), json!(info.reason))]);
-        for (name, value) in &info.metadata {
-            let number = value.parse::<u64>().map_or_else(|_| json!(value), |number| json!(number));
-            shown.insert(name.clone(), number);
-        }
+        let mut shown = Details { reason: Some(info.reason.clone()), stored: Stored::of(&info.metadata), ..Details::default() };
         let mut message = cause.message().to_owned();
         if let Some(bad_request) = details.bad_request() {
             let violations = bad_request.field_violations.iter();
@@ -285,14 +346,14 @@ impl From<Status> for Problem {
             if let [(field, words)] = fields.as_slice() {
                 message = format!("{field}: {words}");
             }
-            let fields = fields.into_iter().map(|(field, words)| json!({ "field": field, "message": words }));
-            shown.insert("fields".to_owned(), fields.collect());
+            let fields = fields.into_iter();
+            shown.fields = fields.map(|(field, words)| WrongField { field: field.to_owned(), message: words.to_owned() }).collect();
         }
         let retry_after = details.retry_info().and_then(|retry| retry.retry_delay);
         Self {
             status,
             message,
-            details: Some(shown.into()),
+            details: Some(Box::new(shown)),
             retry_after_secs: retry_after.map(|delay| delay.as_secs().max(1)),
             metadata: Some(Box::new(cause.metadata().clone())),
         }
@@ -301,17 +362,9 @@ impl From<Status> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            error: &'a str,
-            message: &'a str,
-            code: u16,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            details: Option<Value>,
-        }
-        let body = Body {
+        let body = ErrorBody {
             error: self.status.canonical_reason().unwrap_or("Error"),
-            message: &self.message,
+            message: self.message,
             code: self.status.as_u16(),
             details: self.details,
         };
@@ -336,6 +389,8 @@ impl IntoResponse for Problem {
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
+
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -383,7 +438,7 @@ mod tests {
                 continue;
             }
             assert_eq!(ours.message, "Do this.");
-            assert_eq!(ours.details, Some(json!({ "reason": "REASON", "imported": 3 })));
+            assert_eq!(json!(ours.details), json!({ "reason": "REASON", "imported": 3 }));
             assert_eq!(ours.retry_after_secs, Some(1), "never at once");
         }
     }

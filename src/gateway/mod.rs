@@ -14,6 +14,7 @@ mod discard;
 mod error;
 mod files;
 mod handlers;
+mod openapi;
 mod query;
 mod requests;
 mod spool;
@@ -26,10 +27,11 @@ use axum::{
     Router,
     body::Body,
     extract::{MatchedPath, Request, State},
-    http::{HeaderValue, header},
+    handler::Handler,
+    http::{HeaderValue, Method, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, delete, get, post},
 };
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -69,17 +71,11 @@ pub fn router(
     requests: TaskTracker,
     draining: CancellationToken,
 ) -> Router {
-    Router::new()
-        .route("/v1/dnc", post(add_entries).get(list_entries).delete(delete_entries))
-        .route("/v1/dnc/import", post(import_entries))
-        .route("/v1/dnc/check", post(check_entries).get(check_entry))
-        .route("/v1/dnc/export", get(export_entries))
-        .route("/v1/dnc/summary", get(summarize_entries))
+    (routes().into_iter())
+        .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler))
         .route("/", assets::file("text/html; charset=utf-8", include_bytes!("page/index.html")))
         .route("/page.css", assets::file("text/css; charset=utf-8", include_bytes!("page/page.css")))
         .route("/page.js", assets::file("text/javascript; charset=utf-8", include_bytes!("page/page.js")))
-        .route("/healthz", get(|| async { ok(serde_json::json!({ "status": "alive" })) }))
-        .route("/readyz", get(readyz))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(Arc::new(Gateway { upstream, bodies: Bodies::new(json_body_bytes_max, work) }))
@@ -87,6 +83,34 @@ pub fn router(
             Shared { requests, draining, discard_slots: discard::DiscardSlots::default() },
             wrap_request,
         ))
+}
+
+type Route = (Method, &'static str, MethodRouter<Arc<Gateway>>);
+
+fn route<H: Handler<T, Arc<Gateway>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Route {
+    let handler = match method {
+        Method::POST => post(handler),
+        Method::DELETE => delete(handler),
+        _ => get(handler),
+    };
+    (method, path, handler)
+}
+
+/// All calls, without the files of the pages. The OpenAPI document has these, and no others.
+fn routes() -> Vec<Route> {
+    vec![
+        route(Method::POST, "/v1/dnc/import", import_entries),
+        route(Method::POST, "/v1/dnc", add_entries),
+        route(Method::GET, "/v1/dnc", list_entries),
+        route(Method::DELETE, "/v1/dnc", delete_entries),
+        route(Method::POST, "/v1/dnc/check", check_entries),
+        route(Method::GET, "/v1/dnc/check", check_entry),
+        route(Method::GET, "/v1/dnc/export", export_entries),
+        route(Method::GET, "/v1/dnc/summary", summarize_entries),
+        route(Method::GET, "/healthz", async || ok(serde_json::json!({ "status": "alive" }))),
+        route(Method::GET, "/readyz", readyz),
+        (Method::GET, "/openapi.json", assets::file("application/json", openapi::DOCUMENT.as_bytes())),
+    ]
 }
 
 /// What all requests share.

@@ -15,8 +15,8 @@ pub(super) const PAGE: [&str; 7] = ["type", "reason", "search", "createdFrom", "
 pub(super) const EXPORT: [&str; 6] = ["type", "reason", "search", "createdFrom", "createdTo", "format"];
 
 /// Entries per page by default and at most, by the public reference.
-const LIMIT: i32 = 25;
-const LIMIT_MAX: i32 = 100;
+pub(super) const LIMIT: i32 = 25;
+pub(super) const LIMIT_MAX: i32 = 100;
 
 /// The parameters of a call. Each occurs at most once.
 pub(super) struct Query(Vec<(String, String)>);
@@ -43,7 +43,8 @@ impl Query {
             if parameters.iter().any(|(before, _)| *before == name) {
                 return Err(Problem::invalid(&name, "is there twice"));
             }
-            let value = decoded(value, &name)?;
+            // A reason is words, and no address.
+            let value = if name == "reason" { decoded(&value.replace('+', " "), &name)? } else { decoded(value, &name)? };
             parameters.push((name, value));
         }
         Ok(Self(parameters))
@@ -81,7 +82,7 @@ impl Query {
     pub(super) fn filter(&self) -> Result<EntryFilter, Problem> {
         Ok(EntryFilter {
             r#type: self.get("type").map(|name| requests::entry_type("type", &name)).transpose()?.unwrap_or_default(),
-            reason: self.get("reason").map(|reason| reason.replace('+', " ")).unwrap_or_default(),
+            reason: self.get("reason").unwrap_or_default(),
             search: self.get("search").unwrap_or_default(),
             create_time_from: self.time("createdFrom")?,
             create_time_to: self.time("createdTo")?,
@@ -140,5 +141,7 @@ mod tests {
         let query = Query::parse(Some("search=a+b%2Bc&&l%69mit=5"), &PAGE).expect("known");
         assert_eq!(query.get("search").as_deref(), Some("a+b+c"));
         assert_eq!(query.limit().ok(), Some(5));
+        let query = Query::parse(Some("reason=asked+by+c%2B%2B"), &PAGE).expect("known");
+        assert_eq!(query.get("reason").as_deref(), Some("asked by c++"));
     }
 }

@@ -11,8 +11,10 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, value::MapAccessDeserializer},
 };
+use utoipa::ToSchema;
 
 use super::{
+    answers::EntryType,
     error::Problem,
     query::{Query, timestamp},
 };
@@ -25,7 +27,7 @@ use crate::{
 
 /// The public reference's limit of one JSON import. It holds for the addresses of a check or
 /// deletion, too.
-const ENTRIES_MAX: usize = 10_000;
+pub(super) const ENTRIES_MAX: usize = 10_000;
 
 /// The size of one message, with a margin below the service's limit of 4 MiB.
 const MESSAGE_BYTES_MAX: usize = 3 << 20;
@@ -72,12 +74,17 @@ pub(super) fn import_options(
 
 /// Decodes the body of a check, `{"emails": […]}`.
 pub(super) fn check_request(bytes: &[u8]) -> Result<CheckEntriesRequest, Problem> {
-    #[derive(Deserialize)]
-    struct CheckBody {
-        emails: Limited<Text>,
-    }
     let CheckBody { emails } = parse(bytes)?;
     Ok(CheckEntriesRequest { emails: addresses(emails)? })
+}
+
+/// The addresses to check.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = CheckRequest)]
+pub(super) struct CheckBody {
+    /// Addresses, or domains: a text without an `@` is one.
+    #[schema(value_type = Vec<String>, min_items = 1, max_items = 10_000)]
+    emails: Limited<Text>,
 }
 
 /// Decodes the query of a check of one address, `?email=`.
@@ -89,32 +96,6 @@ pub(super) fn check_one_request(query: Option<&str>) -> Result<CheckEntriesReque
 /// Decodes the body of a deletion, `{"emails": […]}` or `{"selectAll": true, …}`. The service
 /// checks that it is exactly one of the two.
 pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Problem> {
-    /// Null is refused: a client that sends `"search": null` meant to set it.
-    fn set<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-        T::deserialize(deserializer).map(Some)
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase", deny_unknown_fields)]
-    struct DeleteBody {
-        #[serde(default, deserialize_with = "set")]
-        emails: Option<Limited<Text>>,
-        #[serde(default)]
-        select_all: bool,
-        #[serde(default, deserialize_with = "set")]
-        search: Option<String>,
-        #[serde(default, deserialize_with = "set")]
-        r#type: Option<String>,
-        #[serde(default, deserialize_with = "set")]
-        entry_type: Option<String>,
-        #[serde(default, deserialize_with = "set")]
-        reason: Option<String>,
-        #[serde(default, deserialize_with = "set")]
-        created_from: Option<String>,
-        #[serde(default, deserialize_with = "set")]
-        created_to: Option<String>,
-        #[serde(default)]
-        validate_only: bool,
-    }
     let body: DeleteBody = parse(bytes)?;
     // An empty text filters nothing, so the call would delete everything, which nobody means by it.
     for (field, text) in [("search", &body.search), ("reason", &body.reason)] {
@@ -146,6 +127,52 @@ pub(super) fn delete_request(bytes: &[u8]) -> Result<DeleteEntriesRequest, Probl
         all: body.select_all,
         validate_only: body.validate_only,
     })
+}
+
+/// All fields that a deletion may have. `openapi` makes the two kinds of deletions of them.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct DeleteBody {
+    /// The addresses or domains to delete. What is not on the list counts nothing.
+    #[serde(default, deserialize_with = "set")]
+    #[schema(value_type = Vec<String>, required = true, min_items = 1, max_items = 10_000)]
+    emails: Option<Limited<Text>>,
+    /// Deletes everything that the filters select; without a filter the whole list.
+    #[serde(default)]
+    #[schema(required = true)]
+    select_all: bool,
+    /// Only entries with this text in their address, in any case.
+    #[serde(default, deserialize_with = "set")]
+    #[schema(nullable = false)]
+    search: Option<String>,
+    /// Only entries of this type.
+    #[serde(default, deserialize_with = "set")]
+    #[schema(value_type = EntryType, required = false)]
+    r#type: Option<String>,
+    /// Another name of `type`, which a list answers.
+    #[serde(default, deserialize_with = "set")]
+    #[schema(value_type = EntryType, required = false)]
+    entry_type: Option<String>,
+    /// Only entries with exactly this reason.
+    #[serde(default, deserialize_with = "set")]
+    #[schema(nullable = false)]
+    reason: Option<String>,
+    /// Only entries that were stored at this time or later.
+    #[serde(default, deserialize_with = "set")]
+    #[schema(nullable = false, format = DateTime)]
+    created_from: Option<String>,
+    /// Only entries that were stored before this time.
+    #[serde(default, deserialize_with = "set")]
+    #[schema(nullable = false, format = DateTime)]
+    created_to: Option<String>,
+    /// Counts, and deletes nothing.
+    #[serde(default)]
+    validate_only: bool,
+}
+
+/// Refuses null: a client that sends `"search": null` meant to set it.
+fn set<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// The request for one page of `GET /v1/dnc`.
@@ -203,20 +230,34 @@ pub(super) fn import_requests(entries: Vec<Result<Entry, InvalidTime>>, options:
     std::iter::from_fn(|| packer.flush()).collect()
 }
 
-#[derive(Deserialize)]
-struct ImportBody {
+/// The entries to store.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ImportRequest)]
+pub(super) struct ImportBody {
+    #[schema(value_type = Vec<JsonEntry>, min_items = 1, max_items = 10_000)]
     entries: Limited<Object<JsonEntry>>,
 }
 
-#[derive(Deserialize)]
+/// An entry to store. One that breaks a rule is rejected alone, and reported in the answer.
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = NewEntry)]
 struct JsonEntry {
+    /// An address; or a domain, if `type` says so.
+    #[schema(value_type = String)]
     email: Text,
+    /// `email` (the default) or `domain`.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     r#type: JsonEntryType,
+    /// Why the address must not be written to: 1 to 64 characters. Well known are `bounce`,
+    /// `complaint`, `unsubscribe_link`, `manual` and `import`. The default is that of the call.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     reason: Option<Text>,
+    /// When the person opted out, in RFC 3339; not in the future.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     unsubscribed_at: Option<Text>,
 }
 

@@ -21,7 +21,7 @@ const UNREADABLE_CODE_CHARS_MAX: usize = 32;
 const UNSPECIFIED: i32 = proto::EntryType::Unspecified as i32;
 
 const UNREADABLE_MESSAGE_CHARS_MAX: usize = 200;
-const SEARCH_BYTES_MAX: usize = 254;
+const SEARCH_CHARS_MAX: usize = 254;
 const PAGE_ENTRIES: u32 = 25;
 const PAGE_ENTRIES_MAX: u32 = 1_000;
 
@@ -180,16 +180,20 @@ pub(super) fn filter(filter: Option<proto::EntryFilter>) -> Result<Filter, Error
         number => Some(Kind::of_number(number).ok_or_else(|| Error::invalid("filter.type", Failure::InvalidType.message()))?),
     };
     // A blank text would select everything, which no caller means by it.
-    for (field, text) in [("filter.reason", &filter.reason), ("filter.search", &filter.search)] {
-        if !text.is_empty() && Address::search_form(text).is_empty() {
-            return Err(Error::invalid(field, "The text is blank. Send some text, or omit the field."));
-        }
-    }
+    let blank = |field| Error::invalid(field, "The text is blank. Send some text, or omit the field.");
+    let has_reason = !filter.reason.is_empty();
     let reason = Reason::parse(filter.reason).map_err(|failure| Error::invalid("filter.reason", failure.message()))?;
-    if filter.search.len() > SEARCH_BYTES_MAX || filter.search.contains('\0') {
-        return Err(Error::invalid("filter.search", format!("The search has at most {SEARCH_BYTES_MAX} bytes, and no zero byte.")));
+    if has_reason && reason.is_none() {
+        return Err(blank("filter.reason"));
+    }
+    if filter.search.chars().count() > SEARCH_CHARS_MAX || filter.search.contains('\0') {
+        let message = format!("The search has at most {SEARCH_CHARS_MAX} characters, and no zero byte.");
+        return Err(Error::invalid("filter.search", message));
     }
     let search = Address::search_form(&filter.search);
+    if !filter.search.is_empty() && search.is_empty() {
+        return Err(blank("filter.search"));
+    }
     Ok(Filter {
         kind,
         reason: reason.map(Reason::into_string),
@@ -416,7 +420,7 @@ mod tests {
         assert_eq!(filter(None).expect("no filter"), Filter::default());
         let email = proto::EntryFilter { r#type: 1, ..Default::default() };
         assert_eq!(filter(Some(email)).expect("a filter").kind, Some(Kind::Email));
-        let longest = proto::EntryFilter { search: "a".repeat(SEARCH_BYTES_MAX), ..Default::default() };
+        let longest = proto::EntryFilter { search: "ü".repeat(SEARCH_CHARS_MAX), ..Default::default() };
         assert!(filter(Some(longest)).is_ok());
         let none = proto::EntryFilter::default;
         for (wrong, expected) in [
@@ -425,7 +429,7 @@ mod tests {
             (proto::EntryFilter { reason: "a\nb".to_owned(), ..none() }, "filter.reason"),
             (proto::EntryFilter { search: "\u{a0}".to_owned(), ..none() }, "filter.search"),
             (proto::EntryFilter { search: "a\0".to_owned(), ..none() }, "filter.search"),
-            (proto::EntryFilter { search: "a".repeat(SEARCH_BYTES_MAX + 1), ..none() }, "filter.search"),
+            (proto::EntryFilter { search: "a".repeat(SEARCH_CHARS_MAX + 1), ..none() }, "filter.search"),
             (proto::EntryFilter { create_time_from: time(0, -1), ..none() }, "filter.create_time_from"),
             (proto::EntryFilter { create_time_from: time(0, 1_000_000_000), ..none() }, "filter.create_time_from"),
             (proto::EntryFilter { create_time_to: time(253_402_300_800, 0), ..none() }, "filter.create_time_to"),

@@ -24,6 +24,7 @@ mod import;
 mod manual;
 mod metrics;
 mod migrations;
+mod openapi;
 mod operators;
 mod page;
 mod plans;
