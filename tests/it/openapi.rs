@@ -46,6 +46,7 @@ impl Document {
                 "enum" => limit.as_array().unwrap().contains(value),
                 "minimum" => value.as_i64() >= limit.as_i64(),
                 "maximum" => value.as_i64() <= limit.as_i64(),
+                "maxLength" => value.as_str().unwrap().chars().count() as u64 <= limit.as_u64().unwrap(),
                 "minItems" => value.as_array().unwrap().len() as u64 >= limit.as_u64().unwrap(),
                 "maxItems" => value.as_array().unwrap().len() as u64 <= limit.as_u64().unwrap(),
                 "required" => limit.as_array().unwrap().iter().all(|name| value.get(name.as_str().unwrap()).is_some()),
