@@ -10,30 +10,23 @@
 #[allow(unreachable_pub, dead_code, reason = "shared by several programs")]
 mod support;
 
-use std::{collections::BTreeMap, fs, io::Write, ops::Range, path::PathBuf, process::Stdio, time::Instant};
+use std::{collections::BTreeMap, fs, io::Write, ops::Range, path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use dnc::proto::{Entry, ImportEntriesRequest, ImportEntriesResponse};
-use http::uri::PathAndQuery;
-use prost::Message;
 use serde_json::json;
 use sqlx::{PgPool, postgres::PgPoolOptions};
-use support::{Database, Served, cpu_secs_of, median, own_cpu_secs, peak_bytes_of, reset_peak_of};
-use tokio::task::JoinSet;
-use tokio_util::bytes::{BufMut, Bytes};
-use tonic::{
-    Request,
-    client::Grpc,
-    codec::{Codec, EncodeBuf, Encoder},
-    transport::Channel,
+use support::{
+    Database, MESSAGE_ENTRIES, Served, address, cpu_secs_of, import, median, message, own_cpu_secs, parts, peak_bytes_of, psql,
+    reset_peak_of,
 };
-use tonic_prost::ProstCodec;
+use tokio::task::JoinSet;
+use tokio_util::bytes::Bytes;
+use tonic::transport::Channel;
 
 const STATEMENT: &str = "INSERT INTO entries (workspace_id, added_by, address, reason)
      SELECT $1, 1, address, reason FROM UNNEST($2::text[], $3::text[]) AS new (address, reason)
      ON CONFLICT DO NOTHING";
-const MESSAGE_ENTRIES: u64 = 2_000;
 const POST_ENTRIES: u64 = 10_000;
 /// Measurements on top of a large list use the number of entries divided by this.
 const ON_TOP_DIVISOR: u64 = 3;
@@ -159,24 +152,6 @@ struct Measured {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     tokio::runtime::Runtime::new()?.block_on(async { tokio::spawn(run(options)).await? })
-}
-
-/// An address whose position in the key is far from that of the next number, as in real lists.
-fn address(number: u64) -> String {
-    let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    format!("user.{:011x}@example{}.com", mixed >> 20, number % 1_000)
-}
-
-fn parts(numbers: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
-    let end = numbers.end;
-    numbers.step_by(size as usize).map(move |start| start..(start + size).min(end))
-}
-
-fn message(numbers: Range<u64>) -> Bytes {
-    let entry = |number| Entry { email: address(number), reason: "bounce".to_owned(), ..Entry::default() };
-    ImportEntriesRequest { entries: numbers.map(entry).collect(), ..ImportEntriesRequest::default() }.encode_to_vec().into()
 }
 
 fn body(numbers: Range<u64>) -> Bytes {
@@ -322,12 +297,6 @@ fn in_order((ours, theirs): (Way, Way), round: usize) -> [Way; 2] {
     if round.is_multiple_of(2) { [theirs, ours] } else { [ours, theirs] }
 }
 
-/// The name of `psql`, if it is on the search path.
-fn psql() -> Option<PathBuf> {
-    let found = std::process::Command::new("psql").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    found.ok().filter(std::process::ExitStatus::success).map(|_| PathBuf::from("psql"))
-}
-
 impl Bench {
     /// Empties the tables and runs a checkpoint, so that each measurement starts with the same
     /// write-ahead log.
@@ -437,19 +406,7 @@ impl Bench {
         &self,
         messages: impl futures_util::Stream<Item = Bytes> + Send + 'static,
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
-        let (channel, key) = (self.grpc.clone(), self.server.key.clone());
-        async move {
-            let mut client = Grpc::new(channel);
-            client.ready().await?;
-            let mut request = Request::new(messages);
-            request.metadata_mut().insert("x-api-key", key.parse()?);
-            let path = PathAndQuery::from_static("/dnc.v1.DncService/ImportEntries");
-            let answer: ImportEntriesResponse = client.client_streaming(request, path, Encoded).await?.into_inner();
-            if answer.failed > 0 {
-                bail!("{} entries were rejected", answer.failed);
-            }
-            Ok(())
-        }
+        import(self.grpc.clone(), self.server.key.clone(), messages)
     }
 
     fn post(
@@ -528,35 +485,6 @@ async fn all(work: impl Iterator<Item = impl Future<Output = anyhow::Result<()>>
         done??;
     }
     Ok(())
-}
-
-/// A codec that sends encoded messages unchanged.
-#[derive(Clone, Copy, Default)]
-struct Encoded;
-
-impl Codec for Encoded {
-    type Encode = Bytes;
-    type Decode = ImportEntriesResponse;
-    type Encoder = Self;
-    type Decoder = <ProstCodec<(), ImportEntriesResponse> as Codec>::Decoder;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<(), ImportEntriesResponse>::default().decoder()
-    }
-}
-
-impl Encoder for Encoded {
-    type Item = Bytes;
-    type Error = tonic::Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
-        buffer.put(item);
-        Ok(())
-    }
 }
 
 fn report(options: &Options, results: &Results, posts: &[Vec<f64>; 2], long: &BTreeMap<Way, Measured>) -> anyhow::Result<()> {

@@ -176,6 +176,17 @@ pub struct ServerOptions {
     /// Each one takes a connection to the database.
     #[arg(long, env = "DNC_BATCHES_IN_FLIGHT_MAX", value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32), help_heading = "Imports")]
     pub batches_in_flight_max: u8,
+    /// A long import into a list of at least this many entries is sorted before it is stored
+    ///
+    /// Into a large list that is faster. Into a small one it gains nothing.
+    #[arg(long, env = "DNC_IMPORT_SORT_ROWS_MIN", value_name = "N", default_value_t = 5_000_000, help_heading = "Imports")]
+    pub import_sort_rows_min: u64,
+    /// How many bytes of temporary files the imports that are sorted may take; 0 sorts none
+    ///
+    /// Up to four imports are sorted at once; each may use a quarter. The files are in the
+    /// directory that TMPDIR names.
+    #[arg(long, env = "DNC_IMPORT_SORT_BYTES_MAX", value_name = "BYTES", default_value_t = 2 << 30, help_heading = "Imports")]
+    pub import_sort_bytes_max: u64,
     /// How many seconds may pass between two messages of an import stream
     #[arg(long, env = "DNC_STREAM_IDLE_TIMEOUT_SECS", value_name = "SECS", default_value_t = 120, help_heading = "Imports")]
     pub stream_idle_timeout_secs: u64,

@@ -5,21 +5,33 @@ use std::{
     ffi::OsString,
     fs,
     io::{BufRead, BufReader},
+    ops::Range,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use clap::Parser;
 use dnc::{
     config::ServerOptions,
     domain::{KeyOwner, Scope, WorkspaceId},
     postgres::{self, PrivatePostgres},
+    proto::{Entry, ImportEntriesRequest, ImportEntriesResponse},
     server::{self, Bound},
     store::Store,
 };
+use http::uri::PathAndQuery;
+use prost::Message;
+use tokio_util::bytes::{BufMut, Bytes};
+use tonic::{
+    Request,
+    client::Grpc,
+    codec::{Codec, EncodeBuf, Encoder},
+    transport::Channel,
+};
+use tonic_prost::ProstCodec;
 
 /// A durable private PostgreSQL with a database. Both are deleted when the last clone of this is
 /// dropped.
@@ -92,8 +104,14 @@ pub struct Served {
 impl Served {
     /// Starts it with default options, on free ports. The database must be migrated.
     pub async fn start(database_url: &str, key: String) -> anyhow::Result<Self> {
+        Self::start_with(&[], database_url, key).await
+    }
+
+    /// As [`Served::start`], with these flags.
+    pub async fn start_with(flags: &[&str], database_url: &str, key: String) -> anyhow::Result<Self> {
         let mut process = Command::new(env!("CARGO_BIN_EXE_dnc"))
             .args(["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--log-format", "json"])
+            .args(flags)
             .env("DATABASE_URL", database_url)
             .stderr(Stdio::piped())
             .spawn()?;
@@ -172,4 +190,80 @@ pub fn reset_peak_of(pid: u32) {
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// The number of entries in a message of a stream.
+pub const MESSAGE_ENTRIES: u64 = 2_000;
+
+/// An address whose position in the key is far from that of the next number, as in real lists.
+pub fn address(number: u64) -> String {
+    let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    format!("user.{:011x}@example{}.com", mixed >> 20, number % 1_000)
+}
+
+/// Ranges of `size` numbers.
+pub fn parts(numbers: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
+    let end = numbers.end;
+    numbers.step_by(size as usize).map(move |start| start..(start + size).min(end))
+}
+
+/// An encoded message of an import.
+pub fn message(numbers: Range<u64>) -> Bytes {
+    let entry = |number| Entry { email: address(number), reason: "bounce".to_owned(), ..Entry::default() };
+    ImportEntriesRequest { entries: numbers.map(entry).collect(), ..ImportEntriesRequest::default() }.encode_to_vec().into()
+}
+
+/// The name of `psql`, if it is on the search path.
+pub fn psql() -> Option<PathBuf> {
+    let found = Command::new("psql").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    found.ok().filter(ExitStatus::success).map(|_| PathBuf::from("psql"))
+}
+
+/// One import over gRPC, of encoded messages.
+pub async fn import(
+    channel: Channel,
+    key: String,
+    messages: impl futures_util::Stream<Item = Bytes> + Send + 'static,
+) -> anyhow::Result<()> {
+    let mut client = Grpc::new(channel);
+    client.ready().await?;
+    let mut request = Request::new(messages);
+    request.metadata_mut().insert("x-api-key", key.parse()?);
+    let path = PathAndQuery::from_static("/dnc.v1.DncService/ImportEntries");
+    let answer: ImportEntriesResponse = client.client_streaming(request, path, Encoded).await?.into_inner();
+    if answer.failed > 0 {
+        bail!("{} entries were rejected", answer.failed);
+    }
+    Ok(())
+}
+
+/// A codec that sends encoded messages unchanged.
+#[derive(Clone, Copy, Default)]
+struct Encoded;
+
+impl Codec for Encoded {
+    type Encode = Bytes;
+    type Decode = ImportEntriesResponse;
+    type Encoder = Self;
+    type Decoder = <ProstCodec<(), ImportEntriesResponse> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<(), ImportEntriesResponse>::default().decoder()
+    }
+}
+
+impl Encoder for Encoded {
+    type Item = Bytes;
+    type Error = tonic::Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
+        buffer.put(item);
+        Ok(())
+    }
 }

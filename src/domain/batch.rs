@@ -56,12 +56,16 @@ impl Batch {
 
     /// Adds an entry.
     pub fn push(&mut self, entry: &Entry) {
-        let (address, reason) = (entry.address.as_str(), entry.reason.as_str());
+        self.push_parts(entry.address.as_str(), entry.reason.as_str(), entry.unsubscribed_at);
+    }
+
+    /// Adds an entry from [`Sorted::iter`], whose texts follow the rules already.
+    pub fn push_parts(&mut self, address: &str, reason: &str, unsubscribed_at: Option<OffsetDateTime>) {
         // The rules for addresses and reasons bound both lengths, and the size of a batch bounds
         // their sum, so the casts do not truncate.
         let address_at = self.text.len() as u32;
         self.text.push_str(address);
-        self.opt_outs.extend(entry.unsubscribed_at.map(|at| (address_at, at)));
+        self.opt_outs.extend(unsubscribed_at.map(|at| (address_at, at)));
         // Consecutive entries often have the same reason, which is then stored once.
         let (reason_at, reason_len) = match self.spans.last() {
             Some(last) if last.reason(&self.text) == reason => (last.reason, last.reason_len),
@@ -147,11 +151,29 @@ impl Sorted {
     /// The time at which each address opted out, where it is known. `None` when it is not known for
     /// any address.
     pub fn unsubscribed_at(&self) -> Option<Vec<Option<OffsetDateTime>>> {
-        let of = |span: &Span| {
-            let found = self.opt_outs.binary_search_by_key(&span.address, |(address, _)| *address);
-            found.ok().map(|known| self.opt_outs[known].1)
-        };
-        (!self.opt_outs.is_empty()).then(|| self.spans.iter().map(of).collect())
+        (!self.opt_outs.is_empty()).then(|| self.spans.iter().map(|span| self.opt_out(span)).collect())
+    }
+
+    /// Address, reason and time of the opt-out of each entry, in the order of
+    /// [`Sorted::addresses`].
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str, Option<OffsetDateTime>)> {
+        self.spans.iter().map(|span| (span.address(&self.text), span.reason(&self.text), self.opt_out(span)))
+    }
+
+    /// The number of different addresses.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// A batch of these entries, which counts as full.
+    pub fn into_batch(self) -> Batch {
+        Batch { text: self.text, spans: self.spans, opt_outs: self.opt_outs, entries_max: 0 }
+    }
+
+    fn opt_out(&self, span: &Span) -> Option<OffsetDateTime> {
+        let found = self.opt_outs.binary_search_by_key(&span.address, |(address, _)| *address);
+        found.ok().map(|known| self.opt_outs[known].1)
     }
 }
 

@@ -22,7 +22,6 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::BoxStream};
 use http::HeaderMap;
-use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming, body::Body};
 
 use self::auth::{Authenticator, Principal};
@@ -46,8 +45,7 @@ pub struct DncService {
     store: Store,
     auth: Arc<Authenticator>,
     limits: StreamLimits,
-    /// Slots for repeats that wait for an import with the same idempotency key.
-    repeats: Semaphore,
+    imports: import::Shared,
 }
 
 /// Limits of one stream: how much of the database an import may use, and how long a stream may send
@@ -58,6 +56,10 @@ pub struct StreamLimits {
     pub batch_entries_max: usize,
     /// Batches of one stream that are stored concurrently, each on its own connection.
     pub batches_in_flight_max: usize,
+    /// Temporary files in which long imports are sorted, for all streams.
+    pub sort_bytes_max: u64,
+    /// A list must have as many entries for a long import into it to be sorted.
+    pub sort_rows_min: u64,
     /// The longest time between two messages of a stream.
     pub idle_timeout: Duration,
 }
@@ -65,7 +67,7 @@ pub struct StreamLimits {
 impl DncService {
     /// The service over `store`. `auth` must be the authenticator of its guard.
     pub fn new(store: Store, auth: Arc<Authenticator>, limits: StreamLimits) -> Self {
-        Self { store, auth, limits, repeats: Semaphore::new(import::REPEATS_MAX) }
+        Self { store, auth, limits, imports: import::Shared::new(limits) }
     }
 }
 
@@ -81,7 +83,7 @@ impl dnc_service_server::DncService for DncService {
         request: Request<Streaming<ImportEntriesRequest>>,
     ) -> Result<Response<ImportEntriesResponse>, Status> {
         let principal = principal(&request)?;
-        import::run(&self.store, self.auth.clone(), principal, self.limits, &self.repeats, request.into_inner())
+        import::run(&self.store, self.auth.clone(), principal, self.limits, &self.imports, request.into_inner())
             .await
             .map(Response::new)
     }

@@ -131,6 +131,8 @@ impl Bound {
         let limits = StreamLimits {
             batch_entries_max: options.batch_entries_max as usize,
             batches_in_flight_max: options.batches_in_flight_max.into(),
+            sort_bytes_max: options.import_sort_bytes_max,
+            sort_rows_min: options.import_sort_rows_min,
             idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),
         };
         let service = DncServiceServer::new(DncService::new(store.clone(), auth.clone(), limits))

@@ -32,6 +32,7 @@ mod refusals;
 mod retention;
 mod scrub;
 mod slow;
+mod sorted;
 mod strict;
 mod structure;
 mod tls;

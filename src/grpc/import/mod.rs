@@ -5,7 +5,9 @@
 //! sender down to the pace of the database.
 
 mod claim;
+mod runs;
 mod sink;
+mod sorting;
 
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use tonic::{Status, Streaming};
 use self::{
     claim::Claimed,
     sink::{Counting, Storing},
+    sorting::Sorters,
 };
 use super::{
     StreamLimits,
@@ -39,7 +42,22 @@ const DEFAULT_REASON: &str = "import";
 const TURN_ENTRIES: u64 = 256;
 
 /// Repeats that may wait at the same time.
-pub(super) const REPEATS_MAX: usize = 16;
+const REPEATS_MAX: usize = 16;
+
+/// What all imports of a server share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Slots for repeats that wait for an import with the same idempotency key.
+    repeats: Semaphore,
+    sorters: Sorters,
+}
+
+impl Shared {
+    pub(super) fn new(limits: StreamLimits) -> Self {
+        let sorters = Sorters::new(limits.sort_bytes_max, limits.sort_rows_min);
+        Self { repeats: Semaphore::new(REPEATS_MAX), sorters }
+    }
+}
 
 const BUSY_REPEAT: Error = Error::Unavailable {
     message: "Another call with the same idempotency key is running. Send this one again when that has ended, to get its answer.",
@@ -56,7 +74,7 @@ pub(super) async fn run(
     auth: Arc<Authenticator>,
     principal: Principal,
     limits: StreamLimits,
-    repeats: &Semaphore,
+    Shared { repeats, sorters }: &Shared,
     stream: Streaming<ImportEntriesRequest>,
 ) -> Result<ImportEntriesResponse, Status> {
     let mut messages = Messages::new(stream, auth, principal.clone(), limits.idle_timeout);
@@ -83,9 +101,9 @@ pub(super) async fn run(
             }
             None => None,
         };
-        Sink::Store(Storing::new(store.clone(), ids, claim, limits.batches_in_flight_max))
+        Sink::Store(Storing::new(store.clone(), ids, claim, limits, sorters.clone()))
     };
-    let mut import = Import { limits, default_reason, sink, tally: Tally::default() };
+    let mut import = Import { batch_entries_max: limits.batch_entries_max, default_reason, sink, tally: Tally::default() };
     let outcome = import.take_all(first, messages).await;
     if let Sink::Store(_) = import.sink {
         metrics::entries_rejected(import.tally.failed);
@@ -102,12 +120,13 @@ pub(super) async fn run(
 }
 
 struct Import {
-    limits: StreamLimits,
+    batch_entries_max: usize,
     default_reason: Reason,
     sink: Sink,
     tally: Tally,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one for each stream")]
 enum Sink {
     Store(Storing),
     Count(Counting),
@@ -116,7 +135,6 @@ enum Sink {
 impl Import {
     async fn take_all(&mut self, first: ImportEntriesRequest, mut messages: Messages<ImportEntriesRequest>) -> Result<(), Error> {
         let mut batch = Batch::new(BATCH_ENTRIES_MIN);
-        let mut sent = 0;
         let mut index = 0;
         let mut message = Some(first);
         while let Some(current) = message {
@@ -130,16 +148,17 @@ impl Import {
                                 // A full batch is sent when another entry follows: only then is it
                                 // known not to be the last.
                                 if batch.is_full() {
-                                    sent += 1;
-                                    // The first batches are small, so that every connection has
-                                    // work soon.
-                                    let is_small = sent < self.limits.batches_in_flight_max;
-                                    let entries_max = if is_small { BATCH_ENTRIES_MIN } else { self.limits.batch_entries_max };
-                                    let full = std::mem::replace(&mut batch, Batch::new(entries_max));
                                     messages.recheck().await?;
+                                    let full = std::mem::replace(&mut batch, Batch::new(0));
                                     match &mut self.sink {
-                                        Sink::Store(storing) => storing.send(full, &mut self.tally).await?,
-                                        Sink::Count(counting) => counting.send(full, &mut self.tally).await?,
+                                        Sink::Store(storing) => {
+                                            storing.send(full, &mut self.tally).await?;
+                                            batch = Batch::new(storing.batch_entries_max());
+                                        }
+                                        Sink::Count(counting) => {
+                                            counting.send(full, &mut self.tally).await?;
+                                            batch = Batch::new(self.batch_entries_max);
+                                        }
                                     }
                                 }
                                 batch.push(&entry);
@@ -158,7 +177,7 @@ impl Import {
         }
         messages.recheck().await?;
         match &mut self.sink {
-            Sink::Store(storing) => storing.finish(batch, &mut self.tally).await,
+            Sink::Store(storing) => storing.finish(batch, &messages, &mut self.tally).await,
             Sink::Count(counting) => counting.finish(batch, &mut self.tally).await,
         }
     }

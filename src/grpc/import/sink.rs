@@ -3,25 +3,145 @@
 
 use std::time::Instant;
 
+use prost::Message;
 use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
 
-use super::claim::Claimed;
+use super::{
+    claim::Claimed,
+    sorting::{RUN_ENTRIES, Sorters, Sorting},
+};
 use crate::{
-    domain::{Batch, Error, Tally},
-    grpc::convert,
+    domain::{BATCH_ENTRIES_MIN, Batch, Error, Filter, Tally},
+    grpc::{StreamLimits, convert, messages::Messages},
     store::{Answered, DryRun, End, FirstBatch, ImportIds, Store},
     telemetry::metrics,
 };
 
-/// Stores batches, several concurrently.
+/// Stores batches, several concurrently. A long import into a large list is sorted first.
+pub(super) struct Storing {
+    inserts: Inserts,
+    claim: Option<Claimed>,
+    batch_entries_max: usize,
+    order: Order,
+}
+
+/// The order in which entries are stored.
+enum Order {
+    /// That of their arrival, while the import is short.
+    Short(Sorters),
+    /// That of their arrival, until the end of the import.
+    Arrival,
+    /// That of the key.
+    Sorted(Sorting),
+}
+
+impl Storing {
+    pub(super) fn new(store: Store, ids: ImportIds, claim: Option<Claimed>, limits: StreamLimits, sorters: Sorters) -> Self {
+        let in_flight_max = limits.batches_in_flight_max;
+        let inserts = Inserts { store, ids, batches: 0, in_flight: JoinSet::new(), in_flight_max };
+        Self { inserts, claim, batch_entries_max: limits.batch_entries_max, order: Order::Short(sorters) }
+    }
+
+    /// The number of entries that the next batch should have.
+    pub(super) fn batch_entries_max(&self) -> usize {
+        match self.order {
+            // The first batches are small, so that every connection has work soon.
+            _ if self.inserts.batches + 1 < self.inserts.in_flight_max => BATCH_ENTRIES_MIN,
+            Order::Short(_) | Order::Arrival => self.batch_entries_max,
+            Order::Sorted(_) => RUN_ENTRIES,
+        }
+    }
+
+    /// Sends a batch to the database, or sets it aside to be sorted. Waits while too many are in
+    /// flight. Adds the batches that are done to `tally`.
+    ///
+    /// # Errors
+    /// That of any batch so far. Batches in flight continue; see [`Storing::settle`].
+    pub(super) async fn send(&mut self, batch: Batch, tally: &mut Tally) -> Result<(), Error> {
+        if let Order::Short(sorters) = &self.order
+            && self.inserts.batches >= self.inserts.in_flight_max
+        {
+            // The import does not depend on this count.
+            let rows = self.inserts.store.count_entries(self.inserts.ids.workspace, &Filter::default()).await.unwrap_or_default();
+            self.order = sorters.begin(rows.unsigned_abs(), self.batch_entries_max).map_or(Order::Arrival, Order::Sorted);
+        }
+        match &mut self.order {
+            Order::Short(_) | Order::Arrival => self.inserts.send(batch, 0, tally, None).await?,
+            Order::Sorted(sorting) => {
+                if !sorting.take(batch, &mut self.inserts, tally).await? {
+                    self.order = Order::Arrival;
+                }
+            }
+        }
+        // Batches that are done are collected now, so that an error ends the import early.
+        while let Some(done) = self.inserts.in_flight.try_join_next() {
+            count(done, tally)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the last batch, which may be empty, and what is still to be sorted; waits for all
+    /// batches, and completes the import's row in the log. If this batch is the whole import, its
+    /// transaction does that as well, so that either all of the import is stored or nothing.
+    ///
+    /// # Errors
+    /// As [`Storing::send`], and when the key of `messages` is no longer valid.
+    pub(super) async fn finish<M>(&mut self, last: Batch, messages: &Messages<M>, tally: &mut Tally) -> Result<(), Error>
+    where
+        M: Message + Default,
+    {
+        let end = End {
+            answers: self
+                .claim
+                .as_ref()
+                .map(|claim| Answered { idempotency_key: claim.idempotency_key.clone(), errors: convert::errors_to_keep(tally) }),
+        };
+        let inserts = &mut self.inserts;
+        let is_whole = inserts.batches == 0 && !last.is_empty();
+        if is_whole {
+            inserts.send(last, 0, tally, Some(end)).await?;
+            inserts.wait_for_all(tally).await?;
+        } else {
+            match &mut self.order {
+                Order::Sorted(sorting) => sorting.finish(last, messages, inserts, tally).await?,
+                Order::Short(_) | Order::Arrival if last.is_empty() => {}
+                Order::Short(_) | Order::Arrival => inserts.send(last, 0, tally, None).await?,
+            }
+            inserts.wait_for_all(tally).await?;
+            inserts.store.end_import(inserts.ids, tally, Some(end)).await?;
+        }
+        if let Some(claim) = &mut self.claim {
+            claim.is_answered = true;
+        }
+        Ok(())
+    }
+
+    /// After an error: waits for the batches in flight, so that the counts include every batch that
+    /// was stored. What was still to be sorted is not stored.
+    pub(super) async fn settle(&mut self, tally: &mut Tally) {
+        let inserts = &mut self.inserts;
+        while let Some(done) = inserts.in_flight.join_next().await {
+            // Only the first error is reported. Those of the other batches have the same cause.
+            let _ = count(done, tally);
+        }
+        // While the database is away, the row keeps the counts that were written last.
+        if inserts.batches > 1
+            && inserts.store.is_reachable()
+            && let Err(error) = inserts.store.end_import(inserts.ids, tally, None).await
+        {
+            tracing::warn!(cause = %error, "the log of an aborted import has only the counts of its first batch");
+        }
+    }
+}
+
+/// The batches of an import that are at the database.
 ///
 /// The first batch is stored before the second is sent. Its transaction also writes the import's
 /// row in the log, so that no entry is stored without such a row.
-pub(super) struct Storing {
+pub(super) struct Inserts {
     store: Store,
     ids: ImportIds,
-    claim: Option<Claimed>,
     batches: usize,
     in_flight: JoinSet<Result<Stored, Error>>,
     in_flight_max: usize,
@@ -33,77 +153,18 @@ struct Stored {
     imported: u64,
 }
 
-impl Storing {
-    pub(super) fn new(store: Store, ids: ImportIds, claim: Option<Claimed>, in_flight_max: usize) -> Self {
-        Self { store, ids, claim, batches: 0, in_flight: JoinSet::new(), in_flight_max }
-    }
-
-    /// Sends a batch to the database. Waits while too many are in flight. Adds the batches that are
-    /// done to `tally`.
+impl Inserts {
+    /// Sends a batch to the database. Waits while too many are in flight. `repeats` is the number
+    /// of entries that were left out of it, since their addresses came before.
     ///
     /// # Errors
-    /// That of any batch so far. Batches in flight continue; see [`Storing::settle`].
-    pub(super) async fn send(&mut self, batch: Batch, tally: &mut Tally) -> Result<(), Error> {
-        self.spawn(batch, tally, None).await?;
-        // Batches that are done are collected now, so that an error ends the import early.
-        while let Some(done) = self.in_flight.try_join_next() {
-            count(done, tally)?;
-        }
-        Ok(())
-    }
-
-    /// Sends the last batch, which may be empty, waits for all batches, and completes the import's
-    /// row in the log. If this batch is the whole import, its transaction does that as well, so
-    /// that either all of the import is stored or nothing.
-    ///
-    /// # Errors
-    /// As [`Storing::send`].
-    pub(super) async fn finish(&mut self, last: Batch, tally: &mut Tally) -> Result<(), Error> {
-        let end = End {
-            answers: self
-                .claim
-                .as_ref()
-                .map(|claim| Answered { idempotency_key: claim.idempotency_key.clone(), errors: convert::errors_to_keep(tally) }),
-        };
-        let is_whole = self.batches == 0 && !last.is_empty();
-        if is_whole {
-            self.spawn(last, tally, Some(end)).await?;
-            self.wait_for_all(tally).await?;
-        } else {
-            if !last.is_empty() {
-                self.spawn(last, tally, None).await?;
-            }
-            self.wait_for_all(tally).await?;
-            self.store.end_import(self.ids, tally, Some(end)).await?;
-        }
-        if let Some(claim) = &mut self.claim {
-            claim.is_answered = true;
-        }
-        Ok(())
-    }
-
-    /// After an error: waits for the batches in flight, so that the counts include every batch that
-    /// was stored.
-    pub(super) async fn settle(&mut self, tally: &mut Tally) {
-        while let Some(done) = self.in_flight.join_next().await {
-            // Only the first error is reported. Those of the other batches have the same cause.
-            let _ = count(done, tally);
-        }
-        // While the database is away, the row keeps the counts that were written last.
-        if self.batches > 1
-            && self.store.is_reachable()
-            && let Err(error) = self.store.end_import(self.ids, tally, None).await
-        {
-            tracing::warn!(cause = %error, "the log of an aborted import has only the counts of its first batch");
-        }
-    }
-
-    async fn spawn(&mut self, batch: Batch, tally: &mut Tally, end: Option<End>) -> Result<(), Error> {
+    /// That of any batch so far.
+    pub(super) async fn send(&mut self, batch: Batch, repeats: u64, tally: &mut Tally, end: Option<End>) -> Result<(), Error> {
         let in_flight_max = if self.batches == 1 { 1 } else { self.in_flight_max };
         while self.in_flight.len() >= in_flight_max {
             self.wait_for_one(tally).await?;
         }
-        let received = batch.len() as u64;
+        let received = batch.len() as u64 + repeats;
         let first = (self.batches == 0).then_some(FirstBatch { received, failed: tally.failed, end });
         self.batches += 1;
         let (store, ids) = (self.store.clone(), self.ids);

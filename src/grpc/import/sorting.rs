@@ -1,0 +1,209 @@
+//! Brings a long import into the order of the table's key before it is stored.
+//!
+//! Two sets of sorted runs take turns: one is filled with what arrives, while the entries of the
+//! other go to the database in order, at the same pace. So the sender is never kept waiting for
+//! longer than a few batches take, and the database is kept busy.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use prost::Message;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+};
+
+use super::{
+    runs::{Merge, Merged, Runs},
+    sink::Inserts,
+};
+use crate::{
+    domain::{Batch, Error, Tally},
+    grpc::messages::Messages,
+};
+
+/// Imports that may be sorted at the same time. Others are stored in the order of arrival.
+const IMPORTS_MAX: u64 = 4;
+
+/// Entries of a run.
+pub(super) const RUN_ENTRIES: usize = 50_000;
+
+/// A sender that takes longer than this for a run is slower than the database, which then gains
+/// nothing from the order.
+const RUN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The temporary files that a server may use, shared by its imports.
+#[derive(Clone, Debug)]
+pub(super) struct Sorters {
+    free: Arc<Semaphore>,
+    set_bytes_max: u64,
+    rows_min: u64,
+}
+
+impl Sorters {
+    /// Temporary files of `bytes_max` bytes in all, for imports into lists of at least `rows_min`
+    /// entries.
+    pub(super) fn new(bytes_max: u64, rows_min: u64) -> Self {
+        let set_bytes_max = bytes_max / (2 * IMPORTS_MAX);
+        let free = if set_bytes_max == 0 { 0 } else { IMPORTS_MAX as usize };
+        Self { free: Arc::new(Semaphore::new(free)), set_bytes_max, rows_min }
+    }
+
+    /// Begins to sort an import into a list of `rows` entries. None when that gains nothing, or
+    /// when too many other imports are being sorted. Sorted batches have up to
+    /// `batch_entries_max` entries.
+    pub(super) fn begin(&self, rows: u64, batch_entries_max: usize) -> Option<Sorting> {
+        if rows < self.rows_min {
+            return None;
+        }
+        let slot = self.free.clone().try_acquire_owned().ok()?;
+        Some(Sorting {
+            _slot: slot,
+            set_bytes_max: self.set_bytes_max,
+            batch_entries_max,
+            filling: None,
+            emptying: None,
+            asked_at: Instant::now(),
+        })
+    }
+}
+
+/// The entries of an import that are not at the database yet.
+pub(super) struct Sorting {
+    _slot: OwnedSemaphorePermit,
+    set_bytes_max: u64,
+    batch_entries_max: usize,
+    filling: Option<Runs>,
+    emptying: Option<Merge>,
+    /// When the sender was last asked for more.
+    asked_at: Instant,
+}
+
+impl Sorting {
+    /// Adds a batch to the set that is filled, and sends about as many entries of the other one.
+    /// Returns false when sorting has ended and all entries are sent: the sender is slow, or the
+    /// temporary file cannot be written.
+    ///
+    /// # Errors
+    /// When a file cannot be read, and those of `inserts`.
+    pub(super) async fn take(&mut self, batch: Batch, inserts: &mut Inserts, tally: &mut Tally) -> Result<bool, Error> {
+        let received = batch.len() as u64;
+        let rest = if self.asked_at.elapsed() > RUN_TIMEOUT { Some(batch) } else { self.add(batch).await? };
+        if let Some(batch) = rest {
+            while let Some(sorted) = self.next().await? {
+                inserts.send(sorted.batch, sorted.repeats, tally, None).await?;
+            }
+            inserts.send(batch, 0, tally, None).await?;
+            return Ok(false);
+        }
+        let mut sent = 0;
+        while (sent < received || self.is_full())
+            && let Some(sorted) = self.next_of_emptied().await?
+        {
+            sent += sorted.batch.len() as u64 + sorted.repeats;
+            inserts.send(sorted.batch, sorted.repeats, tally, None).await?;
+        }
+        if self.is_full() {
+            self.turn().await?;
+        }
+        self.asked_at = Instant::now();
+        Ok(true)
+    }
+
+    /// Sends all entries, `last` included.
+    ///
+    /// # Errors
+    /// As [`Sorting::take`], and when the key of `messages` is no longer valid.
+    pub(super) async fn finish<M>(
+        &mut self,
+        last: Batch,
+        messages: &Messages<M>,
+        inserts: &mut Inserts,
+        tally: &mut Tally,
+    ) -> Result<(), Error>
+    where
+        M: Message + Default,
+    {
+        let rest = self.add(last).await?;
+        while let Some(sorted) = self.next().await? {
+            messages.recheck().await?;
+            inserts.send(sorted.batch, sorted.repeats, tally, None).await?;
+        }
+        match rest {
+            Some(batch) => inserts.send(batch, 0, tally, None).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Adds a run to the set that is filled. Returns the batch when the file cannot be written;
+    /// what was added before can still be read.
+    async fn add(&mut self, batch: Batch) -> Result<Option<Batch>, Error> {
+        let filling = self.filling.take();
+        let add = move || {
+            let received = batch.len() as u64;
+            let run = batch.into_sorted();
+            let (filling, added) = match filling.map_or_else(Runs::new, Ok) {
+                Ok(mut runs) => {
+                    let added = runs.add(&run, received);
+                    (Some(runs), added)
+                }
+                Err(error) => (None, Err(error)),
+            };
+            let rest = added.err().map(|cause| {
+                tracing::warn!(%cause, "a temporary file cannot be written; an import is stored in the order of arrival");
+                run.into_batch()
+            });
+            (filling, rest)
+        };
+        let (filling, rest) = spawn_blocking(add).await.map_err(Error::internal)?;
+        self.filling = filling;
+        Ok(rest)
+    }
+
+    /// True when the set that is filled is full.
+    fn is_full(&self) -> bool {
+        self.filling.as_ref().is_some_and(|runs| runs.bytes() >= self.set_bytes_max)
+    }
+
+    /// Begins to empty the set that was filled. The other one must be empty.
+    async fn turn(&mut self) -> Result<(), Error> {
+        if let Some(runs) = self.filling.take() {
+            let entries_max = self.batch_entries_max;
+            let merge = spawn_blocking(move || runs.merge(entries_max)).await.map_err(Error::internal)?;
+            self.emptying = Some(merge.map_err(unreadable)?);
+        }
+        Ok(())
+    }
+
+    /// The next sorted entries of both sets; none when both are empty.
+    async fn next(&mut self) -> Result<Option<Merged>, Error> {
+        if let Some(next) = self.next_of_emptied().await? {
+            return Ok(Some(next));
+        }
+        self.turn().await?;
+        self.next_of_emptied().await
+    }
+
+    /// The next entries of the set that is emptied; none when it is empty.
+    async fn next_of_emptied(&mut self) -> Result<Option<Merged>, Error> {
+        let Some(mut merge) = self.emptying.take() else { return Ok(None) };
+        let next = move || {
+            let next = merge.next();
+            (merge, next)
+        };
+        let (merge, next) = spawn_blocking(next).await.map_err(Error::internal)?;
+        let next = next.map_err(unreadable)?;
+        self.emptying = next.is_some().then_some(merge);
+        Ok(next)
+    }
+}
+
+fn unreadable(error: io::Error) -> Error {
+    Error::Unavailable {
+        message: "The server cannot read its temporary files. Send the import again; a repeat is safe.",
+        source: Some(Box::new(error)),
+    }
+}
