@@ -15,6 +15,7 @@ mod escape;
 mod json;
 mod layout;
 mod packer;
+mod preview;
 mod reader;
 mod records;
 mod row;
@@ -29,6 +30,7 @@ pub use self::{
     escape::{escape_formula, unescape_formula},
     layout::Source,
     packer::{Counts, Pack, Packer},
+    preview::{Preview, PreviewRow},
     reader::{Options, Purpose, Reader, Refused},
     row::{Content, Entry, Row, Texts, Unreadable},
     write::{Format, type_name, write_csv_row},

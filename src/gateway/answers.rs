@@ -8,8 +8,9 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
 
+use super::files::Seen;
 use crate::{
-    files::{Kind, time::text as time_text, type_name},
+    files::{Kind, Preview, PreviewRow, time::text as time_text, type_name},
     proto::{
         CheckEntriesResponse, DeleteEntriesResponse, Entry, EntryError, ImportEntriesResponse, ListEntriesResponse,
         SummarizeEntriesResponse,
@@ -25,8 +26,9 @@ pub(super) struct Success<T> {
 
 /// The `data` of an import's answer. As the public reference says, failures are present only if
 /// there are any.
-pub(super) fn import_answer(answer: ImportEntriesResponse, excluded: u64) -> Imported {
-    Imported { imported: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors, excluded) }
+pub(super) fn import_answer(answer: ImportEntriesResponse, seen: Seen) -> Imported {
+    let failures = Failures::of(answer.failed, answer.errors, seen.excluded);
+    Imported { imported: answer.imported, skipped: answer.skipped, failures, preview: JsonPreview::of(seen.preview) }
 }
 
 /// The outcome of an import. The counts add up to the entries received.
@@ -38,11 +40,15 @@ pub(super) struct Imported {
     skipped: u64,
     #[serde(flatten)]
     failures: Failures,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    preview: Option<JsonPreview>,
 }
 
 /// The `data` of the answer when entries are added.
-pub(super) fn add_answer(answer: ImportEntriesResponse, excluded: u64) -> Added {
-    Added { added: answer.imported, skipped: answer.skipped, failures: Failures::of(answer.failed, answer.errors, excluded) }
+pub(super) fn add_answer(answer: ImportEntriesResponse, seen: Seen) -> Added {
+    let failures = Failures::of(answer.failed, answer.errors, seen.excluded);
+    Added { added: answer.imported, skipped: answer.skipped, failures, preview: JsonPreview::of(seen.preview) }
 }
 
 /// The outcome of adding entries. The counts add up to the entries received.
@@ -54,6 +60,9 @@ pub(super) struct Added {
     skipped: u64,
     #[serde(flatten)]
     failures: Failures,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    preview: Option<JsonPreview>,
 }
 
 /// The entries that were not stored. Each field is there only if it has something to say.
@@ -110,9 +119,51 @@ impl From<EntryError> for JsonError {
     }
 }
 
+/// What the first rows of a file were taken for. Only if `preview` asked for it.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Preview)]
+struct JsonPreview {
+    /// What the file was taken for, for people.
+    read_as: &'static str,
+    /// The first rows; less than asked for if they are very long.
+    rows: Vec<JsonPreviewRow>,
+}
+
+/// What a row of a file was taken for. What is wrong with it is in the error of the same line.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = PreviewRow)]
+struct JsonPreviewRow {
+    /// The line of the file, from 1.
+    line: u64,
+    /// The address or domain in canonical form; as it stands in the file if it is none.
+    email: String,
+    /// Its type, `email` if the row does not say; as it stands in the file if it is none.
+    r#type: String,
+    /// Why it goes on the list; empty if the row does not say.
+    reason: String,
+    /// When the person opted out; empty if the row does not say, and as it stands in the file if it
+    /// is no time.
+    unsubscribed_at: String,
+    /// Whether the row is left out, since the file says that this person may be written to.
+    excluded: bool,
+}
+
+impl JsonPreview {
+    /// None if no rows were asked for, or the file has none.
+    fn of(preview: Preview) -> Option<Self> {
+        let rows = preview.rows.into_iter().map(|PreviewRow { line, email, kind, reason, unsubscribed_at, is_excluded }| {
+            JsonPreviewRow { line, email, r#type: kind, reason, unsubscribed_at, excluded: is_excluded }
+        });
+        let rows: Vec<_> = rows.collect();
+        (!rows.is_empty()).then_some(Self { read_as: preview.layout, rows })
+    }
+}
+
 /// The name of an entry's type.
 #[derive(Serialize)]
-pub(super) struct EntryType(&'static str);
+pub(super) struct EntryType(pub(super) &'static str);
 
 impl PartialSchema for EntryType {
     fn schema() -> RefOr<Schema> {

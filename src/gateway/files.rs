@@ -3,10 +3,7 @@
 //! sending of its bytes, with their deadlines.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -32,7 +29,7 @@ use super::{
     whole::Held,
 };
 use crate::{
-    files::{CheckPacker, CheckPart, Format, Options, Pack, Packer, Purpose, Reader, Refused, Source},
+    files::{CheckPacker, CheckPart, Format, Options, Pack, Packer, Preview, Purpose, Reader, Refused, Source},
     proto::{ExportEntriesResponse, ImportEntriesRequest, ImportOptions, ScrubEntriesRequest, ScrubEntriesResponse},
     wire::running::Progress,
 };
@@ -40,6 +37,9 @@ use crate::{
 /// The most entries in one message of a streamed import, and their bytes.
 const MESSAGE_ENTRIES: usize = 2_000;
 const MESSAGE_BYTES: usize = 256 << 10;
+
+/// The most rows of a file that are shown as they were understood.
+pub(super) const PREVIEW_ROWS_MAX: usize = 100;
 
 /// The most bytes that are parsed in one step.
 const SLICE_BYTES: usize = 8 << 10;
@@ -70,27 +70,33 @@ pub(super) struct FileSource {
     source: Option<Source>,
     /// The name of the column of addresses.
     column: Option<String>,
+    /// How many rows to show as they were understood.
+    rows_shown: usize,
 }
 
 impl FileSource {
-    /// Reads `?from=` and `?column=`.
+    /// Reads `?from=`, `?column=` and `?preview=`.
     pub(super) fn of_query(query: &Query) -> Result<Self, Problem> {
         let unknown = || {
             let names: Vec<&str> = Source::names().collect();
             Problem::invalid("from", &format!("expected one of {}", names.join(", ")))
         };
         let source = query.get("from").map(|name| Source::of_name(&name).ok_or_else(unknown)).transpose()?;
-        Ok(Self { source, column: query.get("column") })
+        let rows_shown =
+            match query.get("preview") {
+                None => 0,
+                Some(text) => text.parse().ok().filter(|rows| (1..=PREVIEW_ROWS_MAX).contains(rows)).ok_or_else(|| {
+                    Problem::invalid("preview", &format!("expected a number of rows from 1 to {PREVIEW_ROWS_MAX}"))
+                })?,
+            };
+        Ok(Self { source, column: query.get("column"), rows_shown })
     }
 
     /// Refuses these parameters for a body that is not a file.
     pub(super) fn require_none(&self) -> Result<(), Problem> {
         let what = "goes with a file; leave it out, or send text/csv or application/x-ndjson";
-        match (self.source, &self.column) {
-            (Some(_), _) => Err(Problem::invalid("from", what)),
-            (None, Some(_)) => Err(Problem::invalid("column", what)),
-            (None, None) => Ok(()),
-        }
+        let given = [("from", self.source.is_some()), ("column", self.column.is_some()), ("preview", self.rows_shown > 0)];
+        given.into_iter().find(|(_, is_given)| *is_given).map_or(Ok(()), |(name, _)| Err(Problem::invalid(name, what)))
     }
 }
 
@@ -119,22 +125,35 @@ pub(super) fn export(format: Format, messages: Streaming<ExportEntriesResponse>)
     (headers, Body::from_stream(head.chain(parts))).into_response()
 }
 
-/// The messages of an import, made from a file as it comes. `excluded` is set to the number of rows
-/// that name people who may be written to.
+/// What was read of a file besides its entries.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Rows that name people who may be written to.
+    pub(super) excluded: u64,
+    /// The first rows, as many as the caller wants to see.
+    pub(super) preview: Preview,
+}
+
+/// The messages of an import, made from a file as it comes. `seen` is kept up to date with what was
+/// read.
 pub(super) fn import_messages(
     format: Format,
     body: ContentBody,
     source: FileSource,
     options: ImportOptions,
-    excluded: Arc<AtomicU64>,
+    seen: Arc<Mutex<Seen>>,
 ) -> impl Stream<Item = Result<ImportEntriesRequest, Problem>> + Send + 'static {
     let purpose = Purpose::Import { is_reason_given: false };
     let rows = Rows::new(format, purpose, source, body, Packer::new(Some(options), None, MESSAGE_ENTRIES, MESSAGE_BYTES));
     try_unfold(rows, move |mut rows| {
-        let excluded = excluded.clone();
+        let seen = seen.clone();
         async move {
             let message = rows.next().await?;
-            excluded.store(rows.packer.counts().excluded, Ordering::Relaxed);
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.excluded = rows.packer.counts().excluded;
+            if message.is_none() {
+                seen.preview = std::mem::take(&mut rows.preview);
+            }
             Ok(message.map(|message| (message, rows)))
         }
     })
@@ -159,16 +178,24 @@ struct Rows<P> {
     chunk: Bytes,
     reader: Reader,
     packer: P,
+    preview: Preview,
     /// When the last message was sent.
     sent_at: Instant,
 }
 
 impl<P: Pack> Rows<P> {
     fn new(format: Format, purpose: Purpose, source: FileSource, body: ContentBody, packer: P) -> Self {
-        let FileSource { source, column } = source;
+        let FileSource { source, column, rows_shown } = source;
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let options = Options { format: Some(format), source, column, ..Options::new(purpose, now) };
-        Self { body: Some(body), chunk: Bytes::new(), reader: Reader::new(options), packer, sent_at: Instant::now() }
+        Self {
+            body: Some(body),
+            chunk: Bytes::new(),
+            reader: Reader::new(options),
+            packer,
+            preview: Preview::new(rows_shown),
+            sent_at: Instant::now(),
+        }
     }
 
     async fn next(&mut self) -> Result<Option<P::Packed>, Problem> {
@@ -193,6 +220,7 @@ impl<P: Pack> Rows<P> {
                 // In slices, since the entries of a chunk of short lines take many times its size.
                 let slice = self.chunk.split_to(self.chunk.len().min(SLICE_BYTES));
                 self.reader.push(&slice, |row| {
+                    self.preview.row(&row);
                     self.packer.row(&row);
                     Ok::<_, Problem>(())
                 })?;
@@ -210,6 +238,7 @@ impl<P: Pack> Rows<P> {
                 Some(chunk) => self.chunk = chunk,
                 None => {
                     self.reader.finish(|row| {
+                        self.preview.row(&row);
                         self.packer.row(&row);
                         Ok::<_, Problem>(())
                     })?;

@@ -2,10 +2,7 @@
 //! response from its answer.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -25,7 +22,7 @@ use super::{
     Gateway, answers,
     call::{Answer, Resumable, pass_back},
     error::Problem,
-    files::{self, FileSource},
+    files::{self, FileSource, Seen},
     query::{self, Query},
     requests,
     whole::Held,
@@ -55,8 +52,8 @@ pub(super) async fn import_entries(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (metadata, answer, excluded) = gateway.import(query, &headers, body, "").await?;
-    Ok(pass_back(&metadata, ok(answers::import_answer(answer, excluded))))
+    let (metadata, answer, seen) = gateway.import(query, &headers, body, "").await?;
+    Ok(pass_back(&metadata, ok(answers::import_answer(answer, seen))))
 }
 
 pub(super) async fn add_entries(
@@ -65,8 +62,8 @@ pub(super) async fn add_entries(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (metadata, answer, excluded) = gateway.import(query, &headers, body, "manual").await?;
-    Ok(pass_back(&metadata, ok(answers::add_answer(answer, excluded))))
+    let (metadata, answer, seen) = gateway.import(query, &headers, body, "manual").await?;
+    Ok(pass_back(&metadata, ok(answers::add_answer(answer, seen))))
 }
 
 pub(super) async fn list_entries(
@@ -168,11 +165,11 @@ impl Gateway {
         headers: &HeaderMap,
         body: Body,
         default_reason: &'static str,
-    ) -> Result<(MetadataMap, ImportEntriesResponse, u64), Problem> {
+    ) -> Result<(MetadataMap, ImportEntriesResponse, Seen), Problem> {
         let idempotency_key = headers.get("idempotency-key").cloned();
-        let excluded = Arc::new(AtomicU64::new(0));
+        let seen = Arc::new(Mutex::new(Seen::default()));
         let held = Held::default();
-        let (received, bodies, counted, holding) = (headers.clone(), self.bodies.clone(), excluded.clone(), held.clone());
+        let (received, bodies, noted, holding) = (headers.clone(), self.bodies.clone(), seen.clone(), held.clone());
         let messages = once(async move {
             let query = Query::parse(query.as_deref(), &requests::IMPORT_PARAMETERS)?;
             let options = requests::import_options(&query, idempotency_key, default_reason)?;
@@ -180,7 +177,7 @@ impl Gateway {
             Ok(match MediaType::of(&received)? {
                 MediaType::File(format) => {
                     let body = bodies.file(&received, body, &holding).await?;
-                    files::import_messages(format, body, source, options, counted).boxed()
+                    files::import_messages(format, body, source, options, noted).boxed()
                 }
                 MediaType::Json => {
                     source.require_none()?;
@@ -197,7 +194,8 @@ impl Gateway {
         if let Some(rest) = messages.take_over() {
             let _ = rest.try_for_each(|_| std::future::ready(Ok(()))).await;
         }
-        Ok((metadata, answer, excluded.load(Ordering::Relaxed)))
+        let seen = std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok((metadata, answer, seen))
     }
 
     /// Checks a mailing list, and answers row by row as the file comes.
@@ -220,7 +218,7 @@ impl Gateway {
     }
 }
 
-fn once<T>(make: impl Future<Output = Result<T, Problem>> + Send) -> impl Stream<Item = Result<T, Problem>> + Send {
+pub(super) fn once<T>(make: impl Future<Output = Result<T, Problem>> + Send) -> impl Stream<Item = Result<T, Problem>> + Send {
     stream::once(make)
 }
 

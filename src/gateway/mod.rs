@@ -14,6 +14,7 @@ mod discard;
 mod error;
 mod files;
 mod handlers;
+mod logs;
 mod openapi;
 mod query;
 mod requests;
@@ -107,6 +108,8 @@ fn routes() -> Vec<Route> {
         route(Method::GET, "/v1/dnc/check", check_entry),
         route(Method::GET, "/v1/dnc/export", export_entries),
         route(Method::GET, "/v1/dnc/summary", summarize_entries),
+        route(Method::GET, "/v1/dnc/imports", logs::list_imports),
+        route(Method::GET, "/v1/dnc/deletions", logs::list_deletions),
         route(Method::GET, "/healthz", async || ok(serde_json::json!({ "status": "alive" }))),
         route(Method::GET, "/readyz", readyz),
         (Method::GET, "/openapi.json", assets::file("application/json", openapi::DOCUMENT.as_bytes())),

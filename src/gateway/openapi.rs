@@ -15,6 +15,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::{
     answers::{Added, Checked, Deleted, EntryType, Imported, Page, Success, Summary},
     error::ErrorBody,
+    logs::{JsonDeletion, JsonImport},
     requests::{CheckBody, DeleteBody, ImportBody},
 };
 use crate::files::Source;
@@ -66,6 +67,8 @@ fn document() -> Value {
             "/v1/dnc/check": { "get": check_one_call(), "post": check_call() },
             "/v1/dnc/export": { "get": export_call() },
             "/v1/dnc/summary": { "get": summary_call() },
+            "/v1/dnc/imports": { "get": imports_call() },
+            "/v1/dnc/deletions": { "get": deletions_call() },
             "/healthz": { "get": health_call() },
             "/readyz": { "get": ready_call() },
             "/openapi.json": { "get": document_call() },
@@ -101,6 +104,8 @@ fn schemas() -> Map<String, Value> {
     add::<Page>(&mut found);
     add::<Deleted>(&mut found);
     add::<Summary>(&mut found);
+    add::<JsonImport>(&mut found);
+    add::<JsonDeletion>(&mut found);
     add::<EntryType>(&mut found);
     add::<ErrorBody>(&mut found);
     let mut schemas: Map<String, Value> = found.into_iter().map(|(name, schema)| (name, json!(schema))).collect();
@@ -172,6 +177,14 @@ fn parameters() -> Value {
         "column": {
             "name": "column", "in": "query", "schema": { "type": "string" },
             "description": "The name of the column of addresses, instead of a guess. For files only.",
+        },
+        "preview": {
+            "name": "preview", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 100 },
+            "description": "Also answers what this many of the first rows were taken for. For files only.",
+        },
+        "limit": {
+            "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 100, "default": 25 }, "example": 1,
+            "description": "The most that are answered.",
         },
         "type": {
             "name": "type", "in": "query", "schema": reference("schemas", "EntryType"), "example": "email",
@@ -351,13 +364,20 @@ fn of<T: ToSchema>() -> Value {
     schema
 }
 
+/// The schema of `{"success": true, "data": [T]}`. `name` is that of the schema of `T`.
+fn list_of<T: ToSchema>(name: &str) -> Value {
+    let mut schema = of::<T>();
+    schema["properties"]["data"] = json!({ "type": "array", "items": reference("schemas", name) });
+    schema
+}
+
 /// The errors of calls with a body.
 const OF_BODIES: [&str; 3] = ["408", "413", "415"];
 
 const OF_IMPORTS: [&str; 4] = ["408", "413", "415", "422"];
 
 /// The parameters of an import, and of the filters of a list.
-const IMPORT: [&str; 5] = ["idempotencyKey", "contentEncoding", "validateOnly", "from", "column"];
+const IMPORT: [&str; 6] = ["idempotencyKey", "contentEncoding", "validateOnly", "from", "column", "preview"];
 const FILTERS: [&str; 5] = ["type", "reason", "search", "createdFrom", "createdTo"];
 
 const IMPORT_ABOUT: &str = "\
@@ -443,19 +463,14 @@ fn list_call() -> Value {
         "description": "The next page. The filters must be the same.",
     } });
     let about = "What others write meanwhile moves nothing: each entry that stays is listed exactly once.";
-    let mut call = call("listEntries", "List", "read", ("List entries", about), &FILTERS, &[], answer);
-    let parameters = [
-        json!({
-            "name": "cursor", "in": "query", "schema": { "type": "string", "format": "cursor" },
-            "description": "The `nextCursor` of the page before, which had the same filters.",
-        }),
-        json!({
-            "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 100, "default": 25 }, "example": 1,
-            "description": "The most entries in a page.",
-        }),
-    ];
+    let names = [FILTERS.as_slice(), &["limit"]].concat();
+    let mut call = call("listEntries", "List", "read", ("List entries", about), &names, &[], answer);
+    let cursor = json!({
+        "name": "cursor", "in": "query", "schema": { "type": "string", "format": "cursor" },
+        "description": "The `nextCursor` of the page before, which had the same filters.",
+    });
     if let Some(list) = call["parameters"].as_array_mut() {
-        list.extend(parameters);
+        list.push(cursor);
     }
     call
 }
@@ -509,9 +524,7 @@ fn check_call() -> Value {
             "success": true, "data": [example_check(), { "email": "free@example.org", "suppressed": false }],
         } },
     });
-    let mut schema = of::<Checked>();
-    schema["properties"]["data"] = json!({ "type": "array", "items": reference("schemas", "CheckResult") });
-    let mut answer = success("One result for each address or row, in the same order.", schema, examples);
+    let mut answer = success("One result for each address or row, in the same order.", list_of::<Checked>("CheckResult"), examples);
     answer["content"]["text/csv"] = json!({ "schema": { "type": "string" }, "examples": { "list": {
         "summary": "The same rows with four columns more",
         "value": "name,email,suppressed,reason,matched,error\r\nAnn,someone@mail.badcompany.com,true,manual,badcompany.com,\r\nBo,free@example.org,false,,,\r\n",
@@ -571,6 +584,26 @@ fn summary_call() -> Value {
     } } } });
     let answer = success("The number of entries, in all and by type and reason.", of::<Summary>(), examples);
     call("summarizeEntries", "List", "read", ("Summary", "Counts the whole list."), &[], &[], answer)
+}
+
+fn imports_call() -> Value {
+    let examples = json!({ "latest": { "summary": "The latest import", "value": { "success": true, "data": [{
+        "_id": "018fd3f0-7a00-7000-8000-000000000000", "addedBy": "key_1", "startedAt": "2024-06-01T10:00:00.000Z",
+        "finishedAt": "2024-06-01T10:00:01.000Z", "imported": 245, "skipped": 12, "failed": 0,
+    }] } } });
+    let answer = success("The latest imports, latest first.", list_of::<JsonImport>("Import"), examples);
+    let about = "Who put how many entries on the list, and when. Imports with `validateOnly` are not logged.";
+    call("listImports", "Import", "read", ("The latest imports", about), &["limit"], &[], answer)
+}
+
+fn deletions_call() -> Value {
+    let examples = json!({ "latest": { "summary": "The latest deletion", "value": { "success": true, "data": [{
+        "_id": "018fd3f0-7a00-7000-8000-000000000001", "deletedBy": "key_1", "startedAt": "2024-06-01T10:00:00.000Z",
+        "deleted": 1, "named": 2,
+    }] } } });
+    let answer = success("The latest deletions, latest first.", list_of::<JsonDeletion>("Deletion"), examples);
+    let about = "Who took how many entries off the list, and when. Deletions with `validateOnly` are not logged.";
+    call("listDeletions", "Delete", "read", ("The latest deletions", about), &["limit"], &[], answer)
 }
 
 /// A call that needs no key.
@@ -634,7 +667,7 @@ fn document_call() -> Value {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{query, requests::ENTRIES_MAX, routes},
+        super::{files, query, requests::ENTRIES_MAX, routes},
         *,
     };
 
@@ -676,6 +709,8 @@ mod tests {
             ("/v1/dnc/check", "post", &["column"]),
             ("/v1/dnc/export", "get", &query::EXPORT),
             ("/v1/dnc/summary", "get", &[]),
+            ("/v1/dnc/imports", "get", &["limit"]),
+            ("/v1/dnc/deletions", "get", &["limit"]),
         ] {
             let mut known = known.to_vec();
             known.sort_unstable();
@@ -693,8 +728,9 @@ mod tests {
             assert_eq!(limit(&format!("/components/schemas/{list}/minItems")), Some(1));
         }
         assert_eq!(limit("/components/schemas/Pagination/properties/limit/maximum"), Some(query::LIMIT_MAX as u64));
-        let parameters = document["paths"]["/v1/dnc"]["get"]["parameters"].as_array().into_iter().flatten();
-        let page = parameters.into_iter().find(|parameter| parameter["name"] == "limit").map(|limit| &limit["schema"]);
+        let page = document.pointer("/components/parameters/limit/schema");
         assert_eq!(page, Some(&json!({ "type": "integer", "minimum": 1, "maximum": query::LIMIT_MAX, "default": query::LIMIT })));
+        let preview = document.pointer("/components/parameters/preview/schema");
+        assert_eq!(preview, Some(&json!({ "type": "integer", "minimum": 1, "maximum": files::PREVIEW_ROWS_MAX })));
     }
 }

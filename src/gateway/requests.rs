@@ -53,7 +53,7 @@ const EXPECTED: [(&str, &str); 4] =
     [("a string", "a string"), ("a boolean", "true or false"), ("a sequence", "an array"), ("an object", "an object")];
 
 /// The parameters of an import. The last two apply to files only.
-pub(super) const IMPORT_PARAMETERS: [&str; 3] = ["validateOnly", "from", "column"];
+pub(super) const IMPORT_PARAMETERS: [&str; 4] = ["validateOnly", "from", "column", "preview"];
 
 /// The options of an import, from its parameters and its idempotency key.
 pub(super) fn import_options(

@@ -22,9 +22,11 @@ const CACHE_ENTRIES_MAX: u64 = 10_000;
 pub(super) fn needs(path: &str) -> Option<Scope> {
     match path {
         "/dnc.v1.DncService/CheckEntries" | "/dnc.v1.DncService/ScrubEntries" => Some(Scope::Check),
-        "/dnc.v1.DncService/ListEntries" | "/dnc.v1.DncService/ExportEntries" | "/dnc.v1.DncService/SummarizeEntries" => {
-            Some(Scope::Read)
-        }
+        "/dnc.v1.DncService/ListEntries"
+        | "/dnc.v1.DncService/ExportEntries"
+        | "/dnc.v1.DncService/SummarizeEntries"
+        | "/dnc.v1.DncService/ListImports"
+        | "/dnc.v1.DncService/ListDeletions" => Some(Scope::Read),
         "/dnc.v1.DncService/ImportEntries" | "/dnc.v1.DncService/DeleteEntries" => Some(Scope::Write),
         _ => None,
     }

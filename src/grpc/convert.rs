@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use crate::{
     domain::{Address, Cause, Entry, Error, Failure, Filter, Kind, Reason, Rejected, Sent, Tally},
     proto,
-    store::{EntryRow, Replay},
+    store::{DeletionRow, EntryRow, ImportRow, Replay, Selection},
 };
 
 /// The largest number of addresses in one call.
@@ -239,6 +239,40 @@ pub(super) fn stored(workspace: &str, row: EntryRow) -> proto::Entry {
         added_by: row.added_by.to_string(),
         unsubscribe_time: Some(timestamp(row.unsubscribed_at.unwrap_or(row.created_at))),
         line: 0,
+    }
+}
+
+/// An import as it was logged.
+pub(super) fn import(row: ImportRow) -> proto::Import {
+    proto::Import {
+        id: row.id.to_string(),
+        key_id: row.key.to_string(),
+        start_time: Some(timestamp(row.started_at)),
+        end_time: row.finished_at.map(timestamp),
+        imported: row.imported,
+        skipped: row.skipped,
+        failed: row.failed,
+    }
+}
+
+/// A deletion as it was logged.
+pub(super) fn deletion(row: DeletionRow) -> proto::Deletion {
+    let selection = match row.selection {
+        Selection::Named(count) => proto::deletion::Selection::Named(count),
+        Selection::All(filter) => proto::deletion::Selection::Filter(proto::EntryFilter {
+            r#type: filter.kind.map_or(UNSPECIFIED, Kind::number),
+            reason: filter.reason.unwrap_or_default(),
+            search: filter.search.unwrap_or_default(),
+            create_time_from: filter.created_from.map(timestamp),
+            create_time_to: filter.created_to.map(timestamp),
+        }),
+    };
+    proto::Deletion {
+        id: row.id.to_string(),
+        key_id: row.key.to_string(),
+        start_time: Some(timestamp(row.started_at)),
+        deleted: row.deleted,
+        selection: Some(selection),
     }
 }
 

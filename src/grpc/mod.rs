@@ -12,6 +12,7 @@ pub mod guard;
 pub mod health;
 mod import;
 mod list;
+mod logs;
 mod messages;
 mod metered;
 pub mod rate;
@@ -29,8 +30,9 @@ use crate::{
     domain::Error,
     proto::{
         CheckEntriesRequest, CheckEntriesResponse, DeleteEntriesRequest, DeleteEntriesResponse, ExportEntriesRequest,
-        ExportEntriesResponse, ImportEntriesRequest, ImportEntriesResponse, ListEntriesRequest, ListEntriesResponse,
-        ScrubEntriesRequest, ScrubEntriesResponse, SummarizeEntriesRequest, SummarizeEntriesResponse, dnc_service_server,
+        ExportEntriesResponse, ImportEntriesRequest, ImportEntriesResponse, ListDeletionsRequest, ListDeletionsResponse,
+        ListEntriesRequest, ListEntriesResponse, ListImportsRequest, ListImportsResponse, ScrubEntriesRequest,
+        ScrubEntriesResponse, SummarizeEntriesRequest, SummarizeEntriesResponse, dnc_service_server,
     },
     store::Store,
 };
@@ -127,6 +129,16 @@ impl dnc_service_server::DncService for DncService {
         request: Request<SummarizeEntriesRequest>,
     ) -> Result<Response<SummarizeEntriesResponse>, Status> {
         answer(list::summarize(&self.store, &principal(&request)?).await)
+    }
+
+    async fn list_imports(&self, request: Request<ListImportsRequest>) -> Result<Response<ListImportsResponse>, Status> {
+        let principal = principal(&request)?;
+        answer(logs::imports(&self.store, &principal, request.into_inner()).await)
+    }
+
+    async fn list_deletions(&self, request: Request<ListDeletionsRequest>) -> Result<Response<ListDeletionsResponse>, Status> {
+        let principal = principal(&request)?;
+        answer(logs::deletions(&self.store, &principal, request.into_inner()).await)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The logs of imports and deletions, for operators.
+//! The logs of imports and deletions.
 
 use sqlx::query;
 use time::OffsetDateTime;
@@ -61,7 +61,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn list_imports(&self, workspace: Option<WorkspaceId>, count: u32) -> Result<Vec<ImportRow>, Error> {
-        self.read(Share::Service, move |connection| {
+        self.read(workspace.map_or(Share::Service, Share::LookUp), move |connection| {
             Box::pin(async move {
                 // The ids are UUIDs of version 7, so they sort by time.
                 Ok(query!(
@@ -92,7 +92,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn list_deletions(&self, workspace: Option<WorkspaceId>, count: u32) -> Result<Vec<DeletionRow>, Error> {
-        self.read(Share::Service, move |connection| {
+        self.read(workspace.map_or(Share::Service, Share::LookUp), move |connection| {
             Box::pin(async move {
                 Ok(query!(
                     "SELECT workspace_id, id, key_id, started_at, deleted, named, filter_type, filter_reason, filter_search,

@@ -25,8 +25,18 @@ const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 const ENTRIES: [f64; 8] = [1.0, 10.0, 100.0, 1_000.0, 5_000.0, 10_000.0, 20_000.0, 100_000.0];
 
 /// The methods of the service. Every other one is "unknown".
-const METHODS: [&str; 8] =
-    ["ImportEntries", "CheckEntries", "ScrubEntries", "ListEntries", "ExportEntries", "DeleteEntries", "SummarizeEntries", UNKNOWN];
+const METHODS: [&str; 10] = [
+    "ImportEntries",
+    "CheckEntries",
+    "ScrubEntries",
+    "ListEntries",
+    "ExportEntries",
+    "DeleteEntries",
+    "SummarizeEntries",
+    "ListImports",
+    "ListDeletions",
+    UNKNOWN,
+];
 const UNKNOWN: &str = "unknown";
 
 /// The codes of gRPC, by their number.

@@ -168,7 +168,7 @@ async fn a_key_may_call_only_the_methods_of_its_scope() {
     let channel = server.channel().await;
     let needed = |method: &str| match method.rsplit('/').next().unwrap() {
         "CheckEntries" | "ScrubEntries" => Scope::Check,
-        "ListEntries" | "ExportEntries" | "SummarizeEntries" => Scope::Read,
+        "ListEntries" | "ExportEntries" | "SummarizeEntries" | "ListImports" | "ListDeletions" => Scope::Read,
         "ImportEntries" | "DeleteEntries" => Scope::Write,
         other => panic!("{other} needs a scope"),
     };

@@ -406,3 +406,44 @@ async fn a_caller_may_send_a_whole_list_before_it_reads_the_answer() {
     let verdicts = |verdict: &str| answer.matches(&format!(",{verdict},")).count();
     assert_eq!((verdicts("true"), verdicts("false")), (1, 9_999));
 }
+
+#[tokio::test]
+async fn a_file_is_shown_as_it_is_understood() {
+    let server = TestServer::start().await;
+    let file = "email,type,reason,unsubscribedAt\n\
+                Ann <Ann@Example.COM>,,asked us,2024-06-01T12:00:00+02:00\nBadCompany.com,domain,,\nnobody,,,\nb@example.com,person,,\n";
+    let answer = post(&server, "/v1/dnc/import?validateOnly=true&preview=3", "text/csv", file).await;
+    let data = answer.json::<Value>().await.unwrap()["data"].take();
+    let row = |line: u64, email: &str, kind: &str, reason: &str, at: &str| json!({"line": line, "email": email, "type": kind, "reason": reason, "unsubscribedAt": at, "excluded": false});
+    let rows = [
+        row(2, "ann@example.com", "email", "asked us", "2024-06-01T10:00:00.000Z"),
+        row(3, "badcompany.com", "domain", "", ""),
+        row(4, "nobody", "email", "", ""),
+    ];
+    assert_eq!(data["preview"], json!({"readAs": "list with a header", "rows": rows}));
+    assert_eq!((&data["failed"], &data["errors"][0]["line"], &data["errors"][1]["line"]), (&json!(2), &json!(4), &json!(5)));
+    assert_eq!(server.count().await, 0);
+
+    let mailchimp = "Email Address,Status\nin@example.com,subscribed\nout@example.com,unsubscribed\n";
+    let answer = post(&server, "/v1/dnc?preview=100", "text/csv", mailchimp).await;
+    let data = answer.json::<Value>().await.unwrap()["data"].take();
+    let left_out = json!({"line": 2, "email": "", "type": "email", "reason": "", "unsubscribedAt": "", "excluded": true});
+    let rows = [left_out, row(3, "out@example.com", "email", "unsubscribe_link", "")];
+    assert_eq!(data, json!({"added": 1, "skipped": 0, "excluded": 1, "preview": {"readAs": "Mailchimp members", "rows": rows}}));
+
+    // Rows that are very long are not kept by the hundred.
+    let long: String = (0..100).map(|_| format!("{}\n", "x".repeat(60_000))).collect();
+    let answer = post(&server, "/v1/dnc/import?preview=100", "text/csv", format!("email\n{long}")).await;
+    let data = answer.json::<Value>().await.unwrap()["data"].take();
+    assert_eq!((data["preview"]["rows"].as_array().unwrap().len(), &data["failed"]), (5, &json!(100)));
+
+    for (query, media_type, said) in [
+        ("preview=0", "text/csv", "preview: expected a number of rows from 1 to 100"),
+        ("preview=101", "text/csv", "preview: expected a number of rows from 1 to 100"),
+        ("preview=1", "application/json", "preview: goes with a file"),
+    ] {
+        let answer = post(&server, &format!("/v1/dnc/import?{query}"), media_type, r#"{"entries": [{"email": "a@b.de"}]}"#).await;
+        assert_eq!(answer.status(), 400, "{query}");
+        assert!(error(answer).await["message"].as_str().unwrap().contains(said), "{query}");
+    }
+}

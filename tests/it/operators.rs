@@ -1,17 +1,20 @@
 //! The commands for operators, and the tables that they print: `dnc list`, `summary`, `imports`,
-//! `deletions`, `keys` and `users`.
+//! `deletions`, `keys` and `users`. The latest imports and deletions over HTTP.
 
 use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},
 };
 
-use dnc::proto::{DeleteEntriesRequest, Entry, EntryFilter};
-use serde_json::Value;
+use dnc::{
+    domain::{KeyOwner, Scope},
+    proto::{DeleteEntriesRequest, Entry, EntryFilter},
+};
+use serde_json::{Value, json};
 
 use crate::{
     address_book::{domain, email, numbered, request},
-    harness::{TestServer, database, with_key},
+    harness::{TestServer, database, http_client, with_key},
 };
 
 /// Runs a command that must succeed, and returns its standard output and standard error.
@@ -151,4 +154,54 @@ async fn a_call_is_retried_when_the_server_asks_for_it() {
     let both: Vec<_> = (0..2).map(|_| dnc(&server, &["import", file])).collect();
     assert!(both.iter().any(|(_, said)| said.contains("Trying again in 1 s.")), "{both:?}");
     assert_eq!(server.count().await, 1);
+}
+
+#[tokio::test]
+async fn callers_see_the_latest_imports_and_deletions_of_their_workspace() {
+    let server = TestServer::start().await;
+    let owner = KeyOwner::Workspace(server.workspace);
+    let (id, reader) = server.store.issue_key(owner, Scope::Read, "", None).await.unwrap();
+    let get = async |path: &str, key: &str| {
+        let answer = http_client().get(format!("{}/v1/dnc/{path}", server.http_url)).header("x-api-key", key).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let delete = async |body: Value| {
+        let call = http_client().delete(format!("{}/v1/dnc", server.http_url)).header("x-api-key", &server.key).json(&body);
+        assert_eq!(call.send().await.unwrap().status(), 200);
+    };
+    for log in ["imports", "deletions"] {
+        assert_eq!(get(log, reader.reveal()).await, (200, json!({"success": true, "data": []})));
+    }
+    server.import(vec![request(numbered(0..20).collect())]).await.unwrap();
+    server.import(vec![request(numbered(0..1).chain([email("a@b.de"), email("nobody")]).collect())]).await.unwrap();
+    server.post(r#"{"entries": [{"email": "nobody"}]}"#).await;
+    let (_, imports) = get("imports", reader.reveal()).await;
+    let counts: Vec<_> =
+        imports["data"].as_array().unwrap().iter().map(|row| [&row["imported"], &row["skipped"], &row["failed"]]).collect();
+    assert_eq!(json!(counts), json!([[0, 0, 1], [1, 1, 1], [20, 0, 0]]));
+    let latest = &imports["data"][0];
+    assert_ne!(latest["addedBy"], id.to_string(), "the key that stored them, and not the one that asks");
+    assert!(latest["startedAt"].as_str() <= latest["finishedAt"].as_str() && latest["finishedAt"].is_string(), "{latest}");
+
+    delete(json!({"emails": ["a@b.de", "A@b.de", "b@b.de"]})).await;
+    delete(json!({"selectAll": true, "type": "email", "reason": "x y", "search": "USER", "createdFrom": "2024-06-01T10:00:00Z"}))
+        .await;
+    delete(json!({"selectAll": true})).await;
+    let (_, deletions) = get("deletions", reader.reveal()).await;
+    let rows = deletions["data"].as_array().unwrap().iter().map(|row| json!([row["deleted"], row["named"], row["filter"]]));
+    let filter = json!({"type": "email", "reason": "x y", "search": "user", "createdFrom": "2024-06-01T10:00:00.000Z"});
+    assert_eq!(rows.collect::<Vec<_>>(), [json!([20, null, {}]), json!([0, null, filter]), json!([1, 2, null])]);
+    assert_eq!(get("deletions?limit=1", reader.reveal()).await.1["data"].as_array().unwrap().len(), 1);
+
+    // Nobody else sees them, nor does a key that may only check.
+    assert_eq!(get("imports", &server.other_key).await.1["data"], json!([]));
+    let (_, narrow) = server.store.issue_key(owner, Scope::Check, "", None).await.unwrap();
+    for (path, key, status) in [
+        ("imports", narrow.reveal(), 403),
+        ("deletions", "sk_nonsense", 401),
+        ("imports?limit=0", reader.reveal(), 400),
+        ("deletions?cursor=x", reader.reveal(), 400),
+    ] {
+        assert_eq!(get(path, key).await.0, status, "{path}");
+    }
 }

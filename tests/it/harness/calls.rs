@@ -11,7 +11,8 @@ use dnc::{
     gateway::Upstream,
     proto::{
         CheckEntriesRequest, DeleteEntriesRequest, EntryFilter, ExportEntriesRequest, ImportEntriesRequest, ImportOptions,
-        ListEntriesRequest, ScrubEntriesRequest, SummarizeEntriesRequest, dnc_service_client::DncServiceClient,
+        ListDeletionsRequest, ListEntriesRequest, ListImportsRequest, ScrubEntriesRequest, SummarizeEntriesRequest,
+        dnc_service_client::DncServiceClient,
     },
 };
 use tokio::{task::JoinSet, time::timeout};
@@ -38,10 +39,12 @@ pub enum Kind {
     ListFiltered,
     Summarize,
     Export,
+    ListImports,
+    ListDeletions,
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::CheckOne,
         Self::CheckMany,
         Self::Scrub,
@@ -57,6 +60,8 @@ impl Kind {
         Self::ListFiltered,
         Self::Summarize,
         Self::Export,
+        Self::ListImports,
+        Self::ListDeletions,
     ];
 
     /// Makes the call and reads all of its answer. `number` makes the idempotency key unique.
@@ -114,6 +119,8 @@ impl Kind {
                 client.list_entries(with_key(ListEntriesRequest { filter, ..ListEntriesRequest::default() }, key)).await.map(drop)
             }
             Self::Summarize => client.summarize_entries(with_key(SummarizeEntriesRequest {}, key)).await.map(drop),
+            Self::ListImports => client.list_imports(with_key(ListImportsRequest::default(), key)).await.map(drop),
+            Self::ListDeletions => client.list_deletions(with_key(ListDeletionsRequest::default(), key)).await.map(drop),
             Self::Export => {
                 let mut messages = client.export_entries(with_key(ExportEntriesRequest::default(), key)).await?.into_inner();
                 while messages.message().await?.is_some() {}
