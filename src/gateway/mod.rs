@@ -77,6 +77,16 @@ pub fn router(
         .route("/", assets::file("text/html; charset=utf-8", include_bytes!("page/index.html")))
         .route("/page.css", assets::file("text/css; charset=utf-8", include_bytes!("page/page.css")))
         .route("/page.js", assets::file("text/javascript; charset=utf-8", include_bytes!("page/page.js")))
+        .route("/docs", assets::file("text/html; charset=utf-8", include_bytes!("docs/index.html")))
+        .route("/docs/docs.js", assets::file("text/javascript; charset=utf-8", include_bytes!("docs/docs.js")))
+        .route(
+            "/docs/swagger-ui-bundle.js",
+            assets::gzipped("text/javascript; charset=utf-8", include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui-bundle.js.gz"))),
+        )
+        .route(
+            "/docs/swagger-ui.css",
+            assets::gzipped("text/css; charset=utf-8", include_bytes!(concat!(env!("OUT_DIR"), "/swagger-ui.css.gz"))),
+        )
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .with_state(Arc::new(Gateway { upstream, bodies: Bodies::new(json_body_bytes_max, work) }))

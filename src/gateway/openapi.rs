@@ -166,7 +166,7 @@ fn parameters() -> Value {
             "description": "How the body is compressed. A zstd window has at most 8 MiB.",
         },
         "validateOnly": {
-            "name": "validateOnly", "in": "query", "schema": { "type": "boolean", "default": false }, "example": true,
+            "name": "validateOnly", "in": "query", "schema": { "type": "boolean", "default": false, "examples": [true] },
             "description": "Stores nothing, and answers what would have happened.",
         },
         "from": {
@@ -183,27 +183,31 @@ fn parameters() -> Value {
             "description": "Also answers what this many of the first rows were taken for. For files only.",
         },
         "limit": {
-            "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 100, "default": 25 }, "example": 1,
+            "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 100, "default": 25, "examples": [1] },
             "description": "The most that are answered.",
         },
         "type": {
-            "name": "type", "in": "query", "schema": reference("schemas", "EntryType"), "example": "email",
+            "name": "type", "in": "query",
+            "schema": { "$ref": "#/components/schemas/EntryType", "examples": ["email"] },
             "description": "Only entries of this type.",
         },
         "reason": {
-            "name": "reason", "in": "query", "schema": { "type": "string", "pattern": REASON }, "example": "bounce",
+            "name": "reason", "in": "query", "schema": { "type": "string", "pattern": REASON, "examples": ["bounce"] },
             "description": "Only entries with exactly this reason.",
         },
         "search": {
-            "name": "search", "in": "query", "schema": { "type": "string", "pattern": SEARCH, "maxLength": 254 }, "example": "bounce",
+            "name": "search", "in": "query",
+            "schema": { "type": "string", "pattern": SEARCH, "maxLength": 254, "examples": ["bounce"] },
             "description": "Only entries with this text in their address, in any case.",
         },
         "createdFrom": {
-            "name": "createdFrom", "in": "query", "schema": { "type": "string", "format": "date-time" }, "example": "2024-06-01T10:00:00.000Z",
+            "name": "createdFrom", "in": "query",
+            "schema": { "type": "string", "format": "date-time", "examples": ["2024-06-01T10:00:00.000Z"] },
             "description": "Only entries that were stored at this time or later.",
         },
         "createdTo": {
-            "name": "createdTo", "in": "query", "schema": { "type": "string", "format": "date-time" }, "example": "2199-12-31T23:59:59.999Z",
+            "name": "createdTo", "in": "query",
+            "schema": { "type": "string", "format": "date-time", "examples": ["2199-12-31T23:59:59.999Z"] },
             "description": "Only entries that were stored before this time.",
         },
     })
@@ -458,15 +462,17 @@ fn list_call() -> Value {
         "pagination": { "limit": 1, "total": 2, "hasMore": true, "nextCursor": "aGVyZSBpcyBhbiBlbmNyeXB0ZWQgcG9zaXRpb24" },
     } } });
     let mut answer = success("A page of the list, in the order of the addresses' bytes.", reference("schemas", "Page"), examples);
+    let mut same: Map<String, Value> =
+        FILTERS.map(|name| (name.to_owned(), json!(format!("$request.query.{name}")))).into_iter().collect();
+    same.insert("cursor".to_owned(), json!("$response.body#/pagination/nextCursor"));
     answer["links"] = json!({ "nextPage": {
-        "operationId": "listEntries", "parameters": { "cursor": "$response.body#/pagination/nextCursor" },
-        "description": "The next page. The filters must be the same.",
+        "operationId": "listEntries", "parameters": same, "description": "The next page, with the same filters.",
     } });
     let about = "What others write meanwhile moves nothing: each entry that stays is listed exactly once.";
     let names = [FILTERS.as_slice(), &["limit"]].concat();
     let mut call = call("listEntries", "List", "read", ("List entries", about), &names, &[], answer);
     let cursor = json!({
-        "name": "cursor", "in": "query", "schema": { "type": "string", "format": "cursor" },
+        "name": "cursor", "in": "query", "schema": { "type": "string" },
         "description": "The `nextCursor` of the page before, which had the same filters.",
     });
     if let Some(list) = call["parameters"].as_array_mut() {
@@ -509,7 +515,7 @@ fn check_one_call() -> Value {
     let about = "For one address. A text without an `@` is a domain. A text that is no address is suppressed, with an `error`.";
     let mut call = call("checkEntry", "Check", "check", ("Check an address", about), &[], &[], answer);
     let email = json!({
-        "name": "email", "in": "query", "required": true, "schema": { "type": "string" }, "example": "someone@mail.badcompany.com",
+        "name": "email", "in": "query", "required": true, "schema": { "type": "string", "examples": ["someone@mail.badcompany.com"] },
         "description": "The address or domain.",
     });
     if let Some(list) = call["parameters"].as_array_mut() {
@@ -568,7 +574,7 @@ fn export_call() -> Value {
                  for a formula gets an apostrophe in front.";
     let mut call = call("exportEntries", "List", "read", ("Export the list", about), &FILTERS, &[], answer);
     let format = json!({
-        "name": "format", "in": "query", "schema": { "type": "string", "enum": ["csv", "ndjson"], "default": "csv" }, "example": "csv",
+        "name": "format", "in": "query", "schema": { "type": "string", "enum": ["csv", "ndjson"], "default": "csv", "examples": ["csv"] },
         "description": "The form of the file.",
     });
     if let Some(list) = call["parameters"].as_array_mut() {
@@ -729,7 +735,12 @@ mod tests {
         }
         assert_eq!(limit("/components/schemas/Pagination/properties/limit/maximum"), Some(query::LIMIT_MAX as u64));
         let page = document.pointer("/components/parameters/limit/schema");
-        assert_eq!(page, Some(&json!({ "type": "integer", "minimum": 1, "maximum": query::LIMIT_MAX, "default": query::LIMIT })));
+        assert_eq!(
+            page,
+            Some(
+                &json!({ "type": "integer", "minimum": 1, "maximum": query::LIMIT_MAX, "default": query::LIMIT, "examples": [1] })
+            )
+        );
         let preview = document.pointer("/components/parameters/preview/schema");
         assert_eq!(preview, Some(&json!({ "type": "integer", "minimum": 1, "maximum": files::PREVIEW_ROWS_MAX })));
     }

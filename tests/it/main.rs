@@ -15,6 +15,7 @@ mod connections;
 mod crash;
 mod deploy;
 mod docs;
+mod docs_page;
 mod drain;
 mod examples;
 mod faults;

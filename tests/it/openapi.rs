@@ -59,7 +59,9 @@ impl Document {
                     }
                     true
                 }
-                "allOf" | "properties" | "additionalProperties" | "description" | "format" | "pattern" | "default" => true,
+                "allOf" | "properties" | "additionalProperties" | "description" | "format" | "pattern" | "default" | "examples" => {
+                    true
+                }
                 _ => panic!("this test does not know {keyword}"),
             };
             if !fits {
@@ -132,10 +134,11 @@ impl Document {
     /// Name and example of each parameter that goes into the URL.
     fn query(&self, call: &Value) -> Vec<(String, String)> {
         let parameters = call["parameters"].as_array().unwrap().iter().map(|parameter| self.resolve(parameter));
-        let with_example = parameters.filter(|parameter| parameter["in"] == "query" && parameter.get("example").is_some());
+        let with_example =
+            parameters.filter(|parameter| parameter["in"] == "query" && parameter["schema"].get("examples").is_some());
         with_example
             .map(|parameter| {
-                let example = &parameter["example"];
+                let example = &parameter["schema"]["examples"][0];
                 self.assert_fits(&parameter["schema"], example);
                 let text = example.as_str().map_or_else(|| example.to_string(), str::to_owned);
                 (parameter["name"].as_str().unwrap().to_owned(), text)
