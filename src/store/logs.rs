@@ -1,10 +1,13 @@
 //! The logs of imports and deletions.
+//!
+//! The statements are planned with their actual values ([`Mode::Scan`]): a plan for any value would
+//! have to suit a reader of all workspaces, and would read all of the log for one.
 
 use sqlx::query;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, shares::Share};
+use super::{Store, session::Mode, shares::Share};
 use crate::domain::{Error, Filter, KeyId, Kind, WorkspaceId};
 
 /// A row of the import log.
@@ -61,7 +64,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn list_imports(&self, workspace: Option<WorkspaceId>, count: u32) -> Result<Vec<ImportRow>, Error> {
-        self.read(workspace.map_or(Share::Service, Share::LookUp), move |connection| {
+        let read = self.run(Mode::Scan, workspace.map_or(Share::Service, Share::LookUp), move |connection| {
             Box::pin(async move {
                 // The ids are UUIDs of version 7, so they sort by time.
                 Ok(query!(
@@ -83,8 +86,8 @@ impl Store {
                 .fetch_all(connection)
                 .await?)
             })
-        })
-        .await
+        });
+        Ok(read.await?)
     }
 
     /// The latest deletions, of one workspace or of all, latest first.
@@ -92,7 +95,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn list_deletions(&self, workspace: Option<WorkspaceId>, count: u32) -> Result<Vec<DeletionRow>, Error> {
-        self.read(workspace.map_or(Share::Service, Share::LookUp), move |connection| {
+        let read = self.run(Mode::Scan, workspace.map_or(Share::Service, Share::LookUp), move |connection| {
             Box::pin(async move {
                 Ok(query!(
                     "SELECT workspace_id, id, key_id, started_at, deleted, named, filter_type, filter_reason, filter_search,
@@ -121,7 +124,7 @@ impl Store {
                 .fetch_all(connection)
                 .await?)
             })
-        })
-        .await
+        });
+        Ok(read.await?)
     }
 }

@@ -279,10 +279,25 @@ async fn a_file_of_any_kind_is_recognized() {
     page.fill("#import-text", "a@typed.example\nb@typed.example").await;
     page.click("#import-text-form button").await;
     page.wait(&format!("{result}.querySelector('h3')?.innerText === 'pasted.csv' && {result}.innerText.includes('2 rows')")).await;
+    for event in [
+        "new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })",
+        "new ClipboardEvent('paste', { clipboardData: data, bubbles: true })",
+    ] {
+        page.eval(
+            &("(() => { const data = new DataTransfer(); data.items.add(new File(['email\\nc@dropped.example\\n'], 'dropped.csv'));
+               document.querySelector('#import-title').dispatchEvent("
+                .to_owned()
+                + event + "); })()"),
+        )
+        .await;
+        page.wait(&format!("{result}.querySelector('h3')?.innerText === 'dropped.csv' && {result}.innerText.includes('1 row')"))
+            .await;
+        page.click("#import .result .buttons button:nth-child(2)").await;
+        page.wait(&format!("!{result}.hasChildNodes()")).await;
+    }
     // A file that is no list can be read in another way.
     let file = dir.path().join("people.csv");
     std::fs::write(&file, "who,where\na@people.example,Berlin\n").unwrap();
-    page.click("#import .result .buttons button:nth-child(2)").await;
     page.choose("#import-file", &[&file]).await;
     page.wait("document.querySelector('#import > .message').innerText.includes('column of addresses')").await;
     page.fill("#import-column", "who").await;
@@ -328,8 +343,17 @@ async fn a_hundred_thousand_rows_are_imported_and_checked() {
         assert!(seen.as_str().unwrap().replace('\t', "\n").contains(expected), "{expected}: {seen}");
     }
     assert_eq!(page.eval("document.querySelectorAll('#import tbody tr').length").await, 200);
+    // A slow import shows how far it is, can be given up, and begun again.
+    let slow =
+        |bytes_per_sec: i64| json!({ "offline": false, "latency": 0, "downloadThroughput": -1, "uploadThroughput": bytes_per_sec });
+    page.command("Network.emulateNetworkConditions", slow(300_000)).await;
     page.click("#import .result button.primary").await;
-    page.wait(&format!("{result}.innerText.includes('99,900 entries were imported')")).await;
+    page.wait("document.querySelector('#import progress').position > 0").await;
+    page.click("#import .working button").await;
+    page.wait(&format!("{result}.innerText.includes('The import did not end')")).await;
+    page.command("Network.emulateNetworkConditions", slow(-1)).await;
+    page.click("#import .result button.primary").await;
+    page.wait(&format!("{result}.innerText.includes('imported')")).await;
     assert_eq!(server.count().await, 99_900);
     let shown = page.eval("[...window.seen]").await;
     assert!(shown.to_string().contains("nothing is stored yet") && shown.to_string().contains("Importing large.csv"), "{shown}");

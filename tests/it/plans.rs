@@ -7,8 +7,8 @@
 use dnc::{
     domain::WorkspaceId,
     proto::{
-        CheckEntriesRequest, DeleteEntriesRequest, EntryFilter, EntryType, ExportEntriesRequest, ImportOptions, ListEntriesRequest,
-        ListEntriesResponse, dnc_service_client::DncServiceClient,
+        CheckEntriesRequest, DeleteEntriesRequest, EntryFilter, EntryType, ExportEntriesRequest, ImportOptions,
+        ListDeletionsRequest, ListEntriesRequest, ListEntriesResponse, ListImportsRequest, dnc_service_client::DncServiceClient,
     },
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -328,6 +328,41 @@ async fn plans_made_for_an_empty_table_suit_a_full_one() {
         assert!(reads.rows <= looked_up + SLACK, "{prepared}: {reads:?}");
         // The import looks up and writes each entry.
         assert!(reads.blocks <= BLOCKS_PER_LOOKUP * (i64::from(ROWS) + looked_up) + SLACK, "{prepared}: {reads:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_logs_of_a_workspace_are_found_among_those_of_others() {
+    const READ: &str = "SELECT sum(seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_user_tables
+        WHERE relname IN ('imports', 'deletions')";
+    for prepared in ["SELECT 1", "ANALYZE imports, deletions"] {
+        let lists = Lists::new().await;
+        let key = &lists.ours.1;
+        for (table, columns, values) in
+            [("imports", "imported, skipped, failed", "0, 0, 0"), ("deletions", "deleted, mode", "0, 'emails'")]
+        {
+            lists
+                .run(format!(
+                    "INSERT INTO {table} (workspace_id, id, key_id, {columns})
+                     SELECT {} + n % 100, gen_random_uuid(), 1, {values} FROM generate_series(1, 100000) n",
+                    lists.ours.0.0,
+                ))
+                .await;
+        }
+        lists.run(prepared).await;
+        let before = lists.number(READ).await;
+        lists
+            .reads(async |client| {
+                for _ in 0..REPEATS {
+                    let imports = client.list_imports(with_key(ListImportsRequest::default(), key)).await.unwrap();
+                    assert_eq!(imports.into_inner().imports.len(), 25);
+                    let deletions = client.list_deletions(with_key(ListDeletionsRequest { page_size: 5 }, key)).await.unwrap();
+                    assert_eq!(deletions.into_inner().deletions.len(), 5);
+                }
+            })
+            .await;
+        let read = lists.number(READ).await - before;
+        assert!(read <= (REPEATS * 30) as i64 + SLACK, "{prepared}: {read}");
     }
 }
 

@@ -245,10 +245,11 @@ impl Page {
         self.command("DOM.setFileInputFiles", json!({ "nodeId": node, "files": files })).await;
     }
 
-    /// Waits until a file of this name is downloaded, and returns its text.
+    /// Waits until a file of this name is downloaded, and returns its text. While it is on its way,
+    /// an empty file has its name.
     pub async fn downloaded(&self, name: &str) -> String {
         let path = self.downloads.path().join(name);
-        super::until(name, || async { path.exists() }).await;
+        super::until(name, || async { path.metadata().is_ok_and(|file| file.len() > 0) }).await;
         std::fs::read_to_string(path).unwrap()
     }
 
