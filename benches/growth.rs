@@ -298,8 +298,62 @@ fn report(options: &Options, all: &[Measured]) -> anyhow::Result<()> {
             }
         }
     }
-    let path = "target/growth-bench.json";
-    fs::write(path, serde_json::to_string_pretty(&results)?)?;
-    println!("also in {path}");
+    fs::write("target/growth-bench.json", serde_json::to_string_pretty(&results)?)?;
+    fs::write("target/growth-bench.svg", plot(options, all))?;
+    println!("also in target/growth-bench.json and target/growth-bench.svg");
     Ok(())
+}
+
+/// The median rate of each way over the size of the list, one panel for each size of import.
+fn plot(options: &Options, all: &[Measured]) -> String {
+    const COLORS: [(Way, &str); 4] =
+        [(Way::Default, "#3450c8"), (Way::Sorted, "#1a7f64"), (Way::Arrival, "#b3541e"), (Way::Psql, "#6e6e78")];
+    const WIDTH: f64 = 420.0;
+    const HEIGHT: f64 = 260.0;
+    const LEFT: f64 = 70.0;
+    const TOP: f64 = 50.0;
+    let rows_max = options.rows.iter().max().copied().unwrap_or_default().max(1) as f64;
+    let rate_max = all.iter().map(|one| one.rate).fold(1.0, f64::max) * 1.05;
+    let panel = WIDTH + LEFT + 60.0;
+    let mut svg = String::new();
+    for (number, &entries) in options.entries.iter().enumerate() {
+        let left = LEFT + number as f64 * panel;
+        let x = |rows: u64| left + rows as f64 / rows_max * WIDTH;
+        let y = |rate: f64| TOP + HEIGHT - rate / rate_max * HEIGHT;
+        svg += &format!("<text x='{left}' y='24' font-weight='bold'>imports of {} million</text>\n", entries / 1_000_000);
+        for step in 0..=4 {
+            let rate = rate_max * f64::from(step) / 4.0;
+            svg += &format!(
+                "<path d='M{left} {y:.1}h{WIDTH}' stroke='#ccc'/><text x='{:.1}' y='{:.1}' text-anchor='end'>{:.0}k</text>\n",
+                left - 8.0,
+                y(rate) + 4.0,
+                rate / 1_000.0,
+                y = y(rate),
+            );
+        }
+        for &rows in &options.rows {
+            let (x, y) = (x(rows), TOP + HEIGHT + 20.0);
+            svg += &format!("<text x='{x:.1}' y='{y:.1}' text-anchor='middle'>{}M</text>\n", rows / 1_000_000);
+        }
+        for (line, (way, color)) in COLORS.into_iter().enumerate() {
+            let point = |rows: u64| {
+                let of = all.iter().filter(|one| (one.way, one.rows, one.entries) == (way, rows, entries));
+                let rates: Vec<f64> = of.map(|one| one.rate).collect();
+                (!rates.is_empty()).then(|| (x(rows), y(median(rates))))
+            };
+            let points: Vec<(f64, f64)> = options.rows.iter().filter_map(|&rows| point(rows)).collect();
+            if points.is_empty() {
+                continue;
+            }
+            let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+            svg += &format!("<polyline points='{}' fill='none' stroke='{color}' stroke-width='2'/>\n", path.join(" "));
+            let at = TOP + HEIGHT + 45.0 + 18.0 * line as f64;
+            svg += &format!("<text x='{left}' y='{at:.1}' fill='{color}'>{}</text>\n", way.name());
+        }
+    }
+    let (width, height) = (panel * options.entries.len() as f64 + 20.0, TOP + HEIGHT + 120.0);
+    format!(
+        "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:.0} {height:.0}' font-family='sans-serif' font-size='12'>\n\
+         <title>Entries a second over the size of the list</title>\n<rect width='100%' height='100%' fill='#fff'/>\n{svg}</svg>\n"
+    )
 }

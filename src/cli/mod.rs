@@ -90,10 +90,13 @@ enum Command {
     /// Show who took entries off a list
     #[command(subcommand)]
     Deletions(logs::Deletions),
-    /// Put files of addresses and domains on the list: CSV, NDJSON, plain lists, exports of other
-    /// providers
+    /// Put files of addresses and domains on the list
+    ///
+    /// CSV, NDJSON, plain lists, and exports of other providers.
     Import(import::Options),
-    /// Ask whether addresses may be written to: a line each with suppressed, clear or invalid
+    /// Ask whether addresses may be written to
+    ///
+    /// Prints a line for each: suppressed, clear or invalid.
     Check(check::Options),
     /// Show the first entries of the list, or of a part of it
     List(list::List),

@@ -10,7 +10,7 @@ use utoipa::{
 
 use super::files::Seen;
 use crate::{
-    files::{Kind, Preview, PreviewRow, time::text as time_text, type_name},
+    files::{Counts, Kind, Preview, PreviewRow, time::text as time_text, type_name},
     proto::{
         CheckEntriesResponse, DeleteEntriesResponse, Entry, EntryError, ImportEntriesResponse, ListEntriesResponse,
         SummarizeEntriesResponse,
@@ -27,7 +27,7 @@ pub(super) struct Success<T> {
 /// The `data` of an import's answer. As the public reference says, failures are present only if
 /// there are any.
 pub(super) fn import_answer(answer: ImportEntriesResponse, seen: Seen) -> Imported {
-    let failures = Failures::of(answer.failed, answer.errors, seen.excluded);
+    let failures = Failures::of(answer.failed, answer.errors, seen.counts);
     Imported { imported: answer.imported, skipped: answer.skipped, failures, preview: JsonPreview::of(seen.preview) }
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Imported {
 
 /// The `data` of the answer when entries are added.
 pub(super) fn add_answer(answer: ImportEntriesResponse, seen: Seen) -> Added {
-    let failures = Failures::of(answer.failed, answer.errors, seen.excluded);
+    let failures = Failures::of(answer.failed, answer.errors, seen.counts);
     Added { added: answer.imported, skipped: answer.skipped, failures, preview: JsonPreview::of(seen.preview) }
 }
 
@@ -65,7 +65,8 @@ pub(super) struct Added {
     preview: Option<JsonPreview>,
 }
 
-/// The entries that were not stored. Each field is there only if it has something to say.
+/// The entries that were not stored, or not as they were sent. Each field is there only if it has
+/// something to say.
 #[derive(Serialize, ToSchema)]
 struct Failures {
     /// Entries that were rejected.
@@ -76,6 +77,14 @@ struct Failures {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     excluded: Option<u64>,
+    /// Rows of a file whose reason was cut at 64 characters.
+    #[serde(rename = "reasonsCut", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    reasons_cut: Option<u64>,
+    /// Rows of a provider's file whose time was left out: it cannot be read, or is in the future.
+    #[serde(rename = "timesDropped", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    times_dropped: Option<u64>,
     /// What is wrong with the rejected entries; with the first 10,000 of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
@@ -83,9 +92,15 @@ struct Failures {
 }
 
 impl Failures {
-    fn of(failed: u64, errors: Vec<EntryError>, excluded: u64) -> Self {
+    fn of(failed: u64, errors: Vec<EntryError>, counts: Counts) -> Self {
         let some = |count: u64| (count > 0).then_some(count);
-        Self { failed: some(failed), excluded: some(excluded), errors: errors.into_iter().map(JsonError::from).collect() }
+        Self {
+            failed: some(failed),
+            excluded: some(counts.excluded),
+            reasons_cut: some(counts.reasons_cut),
+            times_dropped: some(counts.times_dropped),
+            errors: errors.into_iter().map(JsonError::from).collect(),
+        }
     }
 }
 

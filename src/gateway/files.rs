@@ -29,7 +29,7 @@ use super::{
     whole::Held,
 };
 use crate::{
-    files::{CheckPacker, CheckPart, Format, Options, Pack, Packer, Preview, Purpose, Reader, Refused, Source},
+    files::{CheckPacker, CheckPart, Counts, Format, Options, Pack, Packer, Preview, Purpose, Reader, Refused, Source},
     proto::{ExportEntriesResponse, ImportEntriesRequest, ImportOptions, ScrubEntriesRequest, ScrubEntriesResponse},
     wire::running::Progress,
 };
@@ -128,8 +128,8 @@ pub(super) fn export(format: Format, messages: Streaming<ExportEntriesResponse>)
 /// What was read of a file besides its entries.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Rows that name people who may be written to.
-    pub(super) excluded: u64,
+    /// What was done to rows besides making entries of them.
+    pub(super) counts: Counts,
     /// The first rows, as many as the caller wants to see.
     pub(super) preview: Preview,
 }
@@ -150,7 +150,7 @@ pub(super) fn import_messages(
         async move {
             let message = rows.next().await?;
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.excluded = rows.packer.counts().excluded;
+            seen.counts = rows.packer.counts();
             if message.is_none() {
                 seen.preview = std::mem::take(&mut rows.preview);
             }

@@ -189,8 +189,8 @@ impl Gateway {
         let messages = Resumable::new(messages.try_flatten());
         let (metadata, answer): Answer<ImportEntriesResponse> =
             self.call("/dnc.v1.DncService/ImportEntries", headers, messages.clone()).await?;
-        // A repeated import is answered before its body is read. Reading on counts the excluded
-        // rows again, and spares the caller a connection that closes while it still writes.
+        // A repeated import is answered before its body is read. Reading on counts the rows
+        // again, and spares the caller a connection that closes while it still writes.
         if let Some(rest) = messages.take_over() {
             let _ = rest.try_for_each(|_| std::future::ready(Ok(()))).await;
         }

@@ -145,6 +145,17 @@ async fn a_file_is_read_alike_over_http_and_by_the_command() {
 }
 
 #[tokio::test]
+async fn what_was_left_out_of_a_stored_row_is_counted() {
+    let server = TestServer::start().await;
+    let file = format!("email,reason\nlong@x.de,{}\nshort@x.de,why\n", "long ".repeat(20));
+    let answer = post(&server, "/v1/dnc", "text/csv", file).await.json::<Value>().await.unwrap();
+    assert_eq!(answer["data"], json!({"added": 2, "skipped": 0, "reasonsCut": 1}));
+    let file = "email,created,reason,status\nbounced@x.de,32503680000,550 no such user,5.1.1\n";
+    let answer = post(&server, "/v1/dnc/import?from=sendgrid-bounces", "text/csv", file).await.json::<Value>().await.unwrap();
+    assert_eq!(answer["data"], json!({"imported": 1, "skipped": 0, "timesDropped": 1}));
+}
+
+#[tokio::test]
 async fn excluded_rows_are_counted_and_never_stored() {
     let server = TestServer::start().await;
     let file = "email_address,status\na@example.com,unsubscribed\nb@example.com,subscribed\nc@example.com,cleaned\nd@example.com,pending\n";

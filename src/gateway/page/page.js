@@ -742,6 +742,8 @@ async function rejectedTexts(errors) {
 function outcome(data) {
   const counts = [["New", data.imported, "good"], ["Already on the list", data.skipped], ["Rejected", data.failed ?? 0, "bad"]];
   if (data.excluded) counts.push(["Left out", data.excluded]);
+  if (data.reasonsCut) counts.push(["Reason shortened", data.reasonsCut]);
+  if (data.timesDropped) counts.push(["Time not known", data.timesDropped]);
   return tiles(counts);
 }
 
