@@ -42,7 +42,8 @@ const ABOUT: &str = "\
 A list of addresses and domains that must never be written to, one list for each workspace.
 
 Send the key in `X-Api-Key`, or in `Authorization` as a bearer token; if both are there, `X-Api-Key` counts. \
-A workspace key (`sk_…`) is bound to one workspace. A platform key (`sk_user_…`) works in every workspace of its user, and names one in \
+A workspace key (`sk_…`) is bound to one workspace. A platform key (`sk_user_…`) works in every workspace of its user, \
+and names one in \
 `X-Workspace-Id`. A key has the scope `check`, `read` or `write`; each includes those before it.
 
 A success is `{\"success\": true, \"data\": …}`, an error `{\"error\", \"message\", \"code\"}` with `details` when there is more to say. \
@@ -51,7 +52,8 @@ A path that does not exist is answered with 404, and a method that a path does n
 fn document() -> Value {
     json!({
         "openapi": "3.1.0",
-        "info": { "title": "dnc", "version": env!("CARGO_PKG_VERSION"), "summary": "A Do-Not-Contact list as a service", "description": ABOUT },
+        "info": { "title": "dnc", "version": env!("CARGO_PKG_VERSION"), "summary": "A Do-Not-Contact list as a service",
+            "description": ABOUT },
         "servers": [{ "url": "/", "description": "This server" }],
         "security": [{ "apiKey": [] }, { "bearer": [] }],
         "tags": [
@@ -83,7 +85,8 @@ fn document() -> Value {
                     "type": "apiKey", "in": "header", "name": "X-Api-Key",
                     "description": "A workspace key (`sk_…`) or a platform key (`sk_user_…`).",
                 },
-                "bearer": { "type": "http", "scheme": "bearer", "description": "The same keys. `X-Api-Key` counts if it is there as well." },
+                "bearer": { "type": "http", "scheme": "bearer",
+                    "description": "The same keys. `X-Api-Key` counts if it is there as well." },
             },
         },
     })
@@ -183,7 +186,8 @@ fn parameters() -> Value {
             "description": "Also answers what this many of the first rows were taken for. For files only.",
         },
         "limit": {
-            "name": "limit", "in": "query", "schema": { "type": "integer", "minimum": 1, "maximum": 100, "default": 25, "examples": [1] },
+            "name": "limit", "in": "query",
+            "schema": { "type": "integer", "minimum": 1, "maximum": 100, "default": 25, "examples": [1] },
             "description": "The most that are answered.",
         },
         "type": {
@@ -222,16 +226,21 @@ fn headers() -> Value {
             "description": "The name of this request in the server's log: the caller's, or a new one.",
         },
         "noSniff": { "required": true, "schema": { "const": "nosniff" }, "description": "The `Content-Type` is to be trusted." },
-        "noStore": { "required": true, "schema": { "const": "no-store" }, "description": "The answer is for this caller and for now." },
-        "rateLimit": { "schema": number, "description": "The requests that the key may make in a second. Only if there is a limit." },
+        "noStore": { "required": true, "schema": { "const": "no-store" },
+            "description": "The answer is for this caller and for now." },
+        "rateLimit": { "schema": number,
+            "description": "The requests that the key may make in a second. Only if there is a limit." },
         "rateLimitRemaining": { "schema": number, "description": "How many of them are left." },
         "rateLimitReset": { "schema": number, "description": "In how many seconds they are available again." },
-        "retryAfter": { "required": true, "schema": { "type": "integer", "minimum": 1 }, "description": "Seconds to wait before the next try." },
+        "retryAfter": { "required": true, "schema": { "type": "integer", "minimum": 1 },
+            "description": "Seconds to wait before the next try." },
         "authenticate": { "required": true, "schema": { "const": "Bearer" }, "description": "The call needs a key." },
-        "acceptEncoding": { "required": true, "schema": { "type": "string" }, "description": "The content encodings that a body may have." },
+        "acceptEncoding": { "required": true, "schema": { "type": "string" },
+            "description": "The content encodings that a body may have." },
         "fileName": { "required": true, "schema": { "type": "string" }, "description": "The name to store the file under." },
         "eTag": { "required": true, "schema": { "type": "string" }, "description": "The version of what is answered." },
-        "noCache": { "required": true, "schema": { "const": "no-cache" }, "description": "A copy may be kept, and is used only after asking." },
+        "noCache": { "required": true, "schema": { "const": "no-cache" },
+            "description": "A copy may be kept, and is used only after asking." },
     })
 }
 
@@ -278,15 +287,18 @@ fn problems() -> Value {
                 "details": { "reason": "INVALID", "fields": [{ "field": "limit", "message": "expected a number from 1 to 100" }] },
             } },
             "workspace": { "summary": "A platform key without a workspace", "value": {
-                "error": "Bad Request", "message": "X-Workspace-Id: A platform key works in many workspaces; name one in X-Workspace-Id.", "code": 400,
+                "error": "Bad Request",
+                "message": "X-Workspace-Id: A platform key works in many workspaces; name one in X-Workspace-Id.", "code": 400,
                 "details": { "reason": "INVALID", "fields": [
-                    { "field": "X-Workspace-Id", "message": "A platform key works in many workspaces; name one in X-Workspace-Id." },
+                    { "field": "X-Workspace-Id",
+                        "message": "A platform key works in many workspaces; name one in X-Workspace-Id." },
                 ] },
             } },
         })),
         "401": problem("There is no valid key.", headers_with(&[NO_STORE, ("WWW-Authenticate", "authenticate")]), json!({
             "missing": { "summary": "No key", "value": {
-                "error": "Unauthorized", "message": "The call needs an API key: send it in X-Api-Key, or in Authorization as a Bearer token.",
+                "error": "Unauthorized",
+                "message": "The call needs an API key: send it in X-Api-Key, or in Authorization as a Bearer token.",
                 "code": 401, "details": { "reason": "UNAUTHENTICATED" },
             } },
             "unknown": { "summary": "A wrong key", "value": {
@@ -296,16 +308,19 @@ fn problems() -> Value {
         })),
         "403": problem("The key may not use that workspace, or its scope is too narrow.", headers_with(&[NO_STORE]), json!({
             "workspace": { "summary": "Another workspace", "value": {
-                "error": "Forbidden", "message": "This API key may not use that workspace.", "code": 403, "details": { "reason": "FORBIDDEN" },
+                "error": "Forbidden", "message": "This API key may not use that workspace.", "code": 403,
+                "details": { "reason": "FORBIDDEN" },
             } },
             "scope": { "summary": "A key that may only read", "value": {
-                "error": "Forbidden", "message": "This call needs a key with the scope write.", "code": 403, "details": { "reason": "FORBIDDEN" },
+                "error": "Forbidden", "message": "This call needs a key with the scope write.", "code": 403,
+                "details": { "reason": "FORBIDDEN" },
             } },
         })),
         "408": problem("The body stopped coming.", private(), json!({})),
         "413": problem("The body is too large, or decompresses to too much.", private(), json!({
             "bytes": { "summary": "More than a JSON body may have", "value": {
-                "error": "Payload Too Large", "message": "The body is larger than 8388608 bytes. Send the entries in several requests.", "code": 413,
+                "error": "Payload Too Large",
+                "message": "The body is larger than 8388608 bytes. Send the entries in several requests.", "code": 413,
             } },
         })),
         "414": problem("The target of the request is too long.", open(), json!({})),
@@ -325,13 +340,15 @@ fn problems() -> Value {
         })),
         "429": problem("Too many requests for the key.", private_headers(&[retry]), json!({
             "limit": { "summary": "Too many requests", "value": {
-                "error": "Too Many Requests", "message": "Too many requests for this key. Wait as long as Retry-After says, then send it again.",
+                "error": "Too Many Requests",
+                "message": "Too many requests for this key. Wait as long as Retry-After says, then send it again.",
                 "code": 429, "details": { "reason": "EXHAUSTED" },
             } },
         })),
         "431": problem("The request has too many headers, or they are too large.", open(), json!({})),
         "500": problem("Something unforeseen. Report it with the X-Request-Id of the answer.", private(), json!({})),
-        "503": problem("The database is away or too slow, too much is in work, or the server is shutting down.", private_headers(&[retry]), json!({})),
+        "503": problem("The database is away or too slow, too much is in work, or the server is shutting down.",
+            private_headers(&[retry]), json!({})),
         "notReady": problem("Not ready, or shutting down.", headers_with(&[NO_STORE, retry]), json!({})),
     })
 }
@@ -345,7 +362,8 @@ fn call(id: &str, tag: &str, scope: &str, (summary, about): (&str, &str), names:
         responses[*status] = reference("responses", status);
     }
     json!({
-        "operationId": id, "tags": [tag], "summary": summary, "description": format!("{about}\n\nNeeds a key with the scope `{scope}`."),
+        "operationId": id, "tags": [tag], "summary": summary,
+        "description": format!("{about}\n\nNeeds a key with the scope `{scope}`."),
         "parameters": parameters, "responses": responses,
     })
 }
@@ -424,7 +442,8 @@ fn import_examples(stored: &str) -> Value {
         "message": "The e-mail address has no @; set type to domain if a domain is meant.",
     }]);
     json!({
-        "reference": { "summary": "Stored, or there already", "value": { "success": true, "data": { stored: 245, "skipped": 12 } } },
+        "reference": { "summary": "Stored, or there already",
+            "value": { "success": true, "data": { stored: 245, "skipped": 12 } } },
         "rejected": { "summary": "One entry was rejected", "value": {
             "success": true, "data": { stored: 1, "skipped": 0, "failed": 1, "errors": rejected },
         } },
@@ -494,7 +513,8 @@ fn delete_call() -> Value {
         "required": true,
         "content": { "application/json": { "schema": reference("schemas", "DeleteRequest"), "examples": {
             "named": { "summary": "By name", "value": { "emails": ["bounce1@example.com", "never-there@example.com"] } },
-            "selected": { "summary": "What filters select, only counted", "value": { "selectAll": true, "type": "email", "validateOnly": true } },
+            "selected": { "summary": "What filters select, only counted",
+                "value": { "selectAll": true, "type": "email", "validateOnly": true } },
         } } },
     });
     call
@@ -515,7 +535,8 @@ fn check_one_call() -> Value {
     let about = "For one address. A text without an `@` is a domain. A text that is no address is suppressed, with an `error`.";
     let mut call = call("checkEntry", "Check", "check", ("Check an address", about), &[], &[], answer);
     let email = json!({
-        "name": "email", "in": "query", "required": true, "schema": { "type": "string", "examples": ["someone@mail.badcompany.com"] },
+        "name": "email", "in": "query", "required": true,
+        "schema": { "type": "string", "examples": ["someone@mail.badcompany.com"] },
         "description": "The address or domain.",
     });
     if let Some(list) = call["parameters"].as_array_mut() {
@@ -540,17 +561,20 @@ fn check_call() -> Value {
         "value": "{\"email\":\"free@example.org\",\"suppressed\":false,\"reason\":null,\"matched\":null,\"error\":null}\n",
     } } });
     let about = "As JSON, for 1 to 10,000 addresses. As `text/csv` or `application/x-ndjson`, for a mailing list of any length: \
-                 the answer has the same rows in the same form, with `suppressed`, `reason`, `matched` and `error` added, as they come.";
+                 the answer has the same rows in the same form, with `suppressed`, `reason`, `matched` and `error` added, \
+                 as they come.";
     let mut call =
         call("checkEntries", "Check", "check", ("Check addresses", about), &["contentEncoding", "column"], &OF_BODIES, answer);
     call["requestBody"] = json!({
         "required": true,
         "content": {
             "application/json": { "schema": reference("schemas", "CheckRequest"), "examples": {
-                "addresses": { "summary": "Two addresses", "value": { "emails": ["someone@mail.badcompany.com", "free@example.org"] } },
+                "addresses": { "summary": "Two addresses",
+                    "value": { "emails": ["someone@mail.badcompany.com", "free@example.org"] } },
             } },
             "text/csv": { "schema": { "type": "string" }, "examples": {
-                "list": { "summary": "A mailing list", "value": "name,email\nAnn,someone@mail.badcompany.com\nBo,free@example.org\n" },
+                "list": { "summary": "A mailing list",
+                    "value": "name,email\nAnn,someone@mail.badcompany.com\nBo,free@example.org\n" },
             } },
             "application/x-ndjson": { "schema": { "type": "string" }, "examples": {
                 "list": { "summary": "One object a line", "value": "{\"email\":\"free@example.org\"}\n" },
@@ -574,7 +598,8 @@ fn export_call() -> Value {
                  for a formula gets an apostrophe in front.";
     let mut call = call("exportEntries", "List", "read", ("Export the list", about), &FILTERS, &[], answer);
     let format = json!({
-        "name": "format", "in": "query", "schema": { "type": "string", "enum": ["csv", "ndjson"], "default": "csv", "examples": ["csv"] },
+        "name": "format", "in": "query",
+        "schema": { "type": "string", "enum": ["csv", "ndjson"], "default": "csv", "examples": ["csv"] },
         "description": "The form of the file.",
     });
     if let Some(list) = call["parameters"].as_array_mut() {
@@ -664,7 +689,8 @@ fn document_call() -> Value {
     let mut call = open_call("document", "This document", responses);
     if let Some(list) = call["parameters"].as_array_mut() {
         list.push(json!({
-            "name": "If-None-Match", "in": "header", "schema": { "type": "string" }, "description": "The `ETag` of the version that the caller has.",
+            "name": "If-None-Match", "in": "header", "schema": { "type": "string" },
+            "description": "The `ETag` of the version that the caller has.",
         }));
     }
     call
