@@ -47,7 +47,7 @@ impl Storing {
     pub(super) fn batch_entries_max(&self) -> usize {
         match self.order {
             // The first batches are small, so that every connection has work soon.
-            _ if self.inserts.batches + 1 < self.inserts.in_flight_max => BATCH_ENTRIES_MIN,
+            _ if self.inserts.batches < self.inserts.in_flight_max => BATCH_ENTRIES_MIN,
             Order::Short(_) | Order::Arrival => self.batch_entries_max,
             Order::Sorted(_) => RUN_ENTRIES,
         }
