@@ -183,9 +183,10 @@ pub struct ServerOptions {
     pub import_sort_rows_min: u64,
     /// How many bytes of temporary files the imports that are sorted may take; 0 sorts none
     ///
-    /// Up to four imports are sorted at once; each may use a quarter. The files are in the
-    /// directory that TMPDIR names.
-    #[arg(long, env = "DNC_IMPORT_SORT_BYTES_MAX", value_name = "BYTES", default_value_t = 2 << 30, help_heading = "Imports")]
+    /// Up to four imports are sorted at once; each may use a quarter. With more than the default,
+    /// the end of a long import may take longer than a caller over HTTP waits. The files are in
+    /// the directory that TMPDIR names.
+    #[arg(long, env = "DNC_IMPORT_SORT_BYTES_MAX", value_name = "BYTES", default_value_t = 512 << 20, help_heading = "Imports")]
     pub import_sort_bytes_max: u64,
     /// How many seconds may pass between two messages of an import stream
     #[arg(long, env = "DNC_STREAM_IDLE_TIMEOUT_SECS", value_name = "SECS", default_value_t = 120, help_heading = "Imports")]

@@ -45,7 +45,7 @@ impl Preview {
 
     /// Takes a row, unless it has enough.
     pub fn row(&mut self, row: &Row<'_>) {
-        if self.rows.len() >= self.rows_max || self.bytes >= BYTES_MAX {
+        if self.rows.len() >= self.rows_max {
             return;
         }
         // Each line of JSON has a layout of its own, and that of the first is the file's.
@@ -78,7 +78,10 @@ impl Preview {
                 shown.unsubscribed_at = unreadable.texts.unsubscribed_at.trim().to_owned();
             }
         }
-        self.bytes += shown.email.len() + shown.kind.len() + shown.reason.len() + shown.unsubscribed_at.len();
-        self.rows.push(shown);
+        let bytes = self.bytes + shown.email.len() + shown.kind.len() + shown.reason.len() + shown.unsubscribed_at.len();
+        if bytes <= BYTES_MAX {
+            self.bytes = bytes;
+            self.rows.push(shown);
+        }
     }
 }

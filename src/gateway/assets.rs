@@ -4,10 +4,13 @@
 //! A browser asks each time whether its copy is still good (`no-cache` and an ETag), so that a page
 //! never runs with the script of another release.
 
-use std::io::Read;
+use std::{
+    io::Read,
+    sync::{Arc, OnceLock},
+};
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get},
@@ -38,15 +41,20 @@ pub(super) fn gzipped<S: Clone + Send + Sync + 'static>(content_type: &'static s
     as_gzip.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     // The two forms are told apart by their ETags.
     headers.insert(header::ETAG, etag(&[gzip, b"decompressed"]));
+    // Decompressed once, and shared by all answers.
+    let decompressed = Arc::new(OnceLock::<Bytes>::new());
     get(async move |request: HeaderMap| {
         if takes_gzip(&request) {
             return answer(&request, as_gzip, gzip);
         }
-        let mut bytes = Vec::new();
-        match GzDecoder::new(gzip).read_to_end(&mut bytes) {
-            Ok(_) => answer(&request, headers, bytes),
-            Err(_) => Problem::internal().into_response(),
+        if decompressed.get().is_none() {
+            let mut bytes = Vec::new();
+            if GzDecoder::new(gzip).read_to_end(&mut bytes).is_err() {
+                return Problem::internal().into_response();
+            }
+            let _ = decompressed.set(bytes.into());
         }
+        answer(&request, headers, decompressed.get().cloned().unwrap_or_default())
     })
 }
 

@@ -26,9 +26,10 @@ use super::{
 };
 use crate::telemetry;
 
-/// How long the service may be silent. It ends its own statements earlier. A deletion of a whole
-/// list takes longer, in proportion to the list.
+/// How long the service may be silent. It ends its own statements earlier. The end of an import
+/// that is sorted takes longer, and so does a deletion of a whole list, in proportion to the list.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
+const IMPORT_TIMEOUT: Duration = Duration::from_secs(180);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Response headers of the service that are passed back to REST callers.
@@ -171,7 +172,11 @@ fn request<M: Send + 'static>(
 /// Gives up a call when the service neither asks for a message nor answers for too long. While the
 /// service waits for a message, the deadlines of the body apply.
 async fn unless_silent<T>(method: &str, last_asked: &LastAsked, answer: impl Future<Output = T>) -> Result<T, Problem> {
-    let silence_max = if method.ends_with("/DeleteEntries") { DELETE_TIMEOUT } else { ANSWER_TIMEOUT };
+    let silence_max = match method {
+        "/dnc.v1.DncService/ImportEntries" => IMPORT_TIMEOUT,
+        "/dnc.v1.DncService/DeleteEntries" => DELETE_TIMEOUT,
+        _ => ANSWER_TIMEOUT,
+    };
     let mut answer = std::pin::pin!(answer);
     loop {
         let deadline = *last_asked.lock().unwrap_or_else(PoisonError::into_inner) + silence_max;

@@ -152,7 +152,7 @@ impl Import {
                                     let full = std::mem::replace(&mut batch, Batch::new(0));
                                     match &mut self.sink {
                                         Sink::Store(storing) => {
-                                            storing.send(full, &mut self.tally).await?;
+                                            storing.send(full, &messages, &mut self.tally).await?;
                                             batch = Batch::new(storing.batch_entries_max());
                                         }
                                         Sink::Count(counting) => {

@@ -28,7 +28,7 @@ pub(super) struct Runs {
     file: File,
     runs: Vec<Range<u64>>,
     bytes: u64,
-    /// Entries whose addresses came before in the same run.
+    /// Entries that were left out of the runs.
     repeats: u64,
 }
 
@@ -38,8 +38,9 @@ impl Runs {
         Ok(Self { file: tempfile::tempfile()?, runs: Vec::new(), bytes: 0, repeats: 0 })
     }
 
-    /// Writes a run, which was made of `received` entries.
-    pub(super) fn add(&mut self, run: &Sorted, received: u64) -> io::Result<()> {
+    /// Writes a run. `repeats` is the number of entries that were left out of it, since their
+    /// addresses came before in it.
+    pub(super) fn add(&mut self, run: &Sorted, repeats: u64) -> io::Result<()> {
         let mut buffer = Vec::new();
         for (address, reason, unsubscribed_at) in run.iter() {
             // The rules of both texts bound their lengths.
@@ -54,8 +55,13 @@ impl Runs {
         let end = self.bytes + buffer.len() as u64;
         self.runs.push(self.bytes..end);
         self.bytes = end;
-        self.repeats += received - run.len() as u64;
+        self.repeats += repeats;
         Ok(())
+    }
+
+    /// The number of runs.
+    pub(super) fn count(&self) -> usize {
+        self.runs.len()
     }
 
     /// The size of the file.
@@ -89,6 +95,9 @@ impl Read for Part {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.bytes.end - self.bytes.start).unwrap_or(usize::MAX).min(buffer.len());
         let read = self.file.read_at(&mut buffer[..left], self.bytes.start)?;
+        if read == 0 && left > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         self.bytes.start += read as u64;
         Ok(read)
     }
@@ -203,7 +212,8 @@ mod tests {
             batch.push(&Entry { unsubscribed_at, ..entry });
         }
         let received = batch.len() as u64;
-        runs.add(&batch.into_sorted(), received).unwrap();
+        let run = batch.into_sorted();
+        runs.add(&run, received - run.len() as u64).unwrap();
     }
 
     #[test]
@@ -246,7 +256,11 @@ mod tests {
     fn a_file_that_was_cut_off_is_an_error() {
         let mut runs = Runs::new().unwrap();
         add(&mut runs, &[("a@x.de", "r", None), ("b@x.de", "r", None)]);
-        runs.file.set_len(runs.bytes - 1).unwrap();
-        assert!(runs.merge(0).unwrap().next().is_err());
+        // In the middle of an entry, and between two.
+        for left in [runs.bytes - 1, runs.bytes / 2] {
+            runs.file.set_len(left).unwrap();
+            let runs = Runs { file: runs.file.try_clone().unwrap(), runs: runs.runs.clone(), ..runs };
+            assert!(runs.merge(0).unwrap().next().is_err());
+        }
     }
 }

@@ -57,8 +57,12 @@ impl Storing {
     /// flight. Adds the batches that are done to `tally`.
     ///
     /// # Errors
-    /// That of any batch so far. Batches in flight continue; see [`Storing::settle`].
-    pub(super) async fn send(&mut self, batch: Batch, tally: &mut Tally) -> Result<(), Error> {
+    /// That of any batch so far, and when the key of `messages` is no longer valid. Batches in
+    /// flight continue; see [`Storing::settle`].
+    pub(super) async fn send<M>(&mut self, batch: Batch, messages: &Messages<M>, tally: &mut Tally) -> Result<(), Error>
+    where
+        M: Message + Default,
+    {
         if let Order::Short(sorters) = &self.order
             && self.inserts.batches >= self.inserts.in_flight_max
         {
@@ -69,7 +73,7 @@ impl Storing {
         match &mut self.order {
             Order::Short(_) | Order::Arrival => self.inserts.send(batch, 0, tally, None).await?,
             Order::Sorted(sorting) => {
-                if !sorting.take(batch, &mut self.inserts, tally).await? {
+                if !sorting.take(batch, messages, &mut self.inserts, tally).await? {
                     self.order = Order::Arrival;
                 }
             }
@@ -86,7 +90,7 @@ impl Storing {
     /// transaction does that as well, so that either all of the import is stored or nothing.
     ///
     /// # Errors
-    /// As [`Storing::send`], and when the key of `messages` is no longer valid.
+    /// As [`Storing::send`].
     pub(super) async fn finish<M>(&mut self, last: Batch, messages: &Messages<M>, tally: &mut Tally) -> Result<(), Error>
     where
         M: Message + Default,
@@ -126,7 +130,7 @@ impl Storing {
             let _ = count(done, tally);
         }
         // While the database is away, the row keeps the counts that were written last.
-        if inserts.batches > 1
+        if (inserts.batches > 1 || matches!(self.order, Order::Sorted(_)))
             && inserts.store.is_reachable()
             && let Err(error) = inserts.store.end_import(inserts.ids, tally, None).await
         {

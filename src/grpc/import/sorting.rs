@@ -1,8 +1,12 @@
 //! Brings a long import into the order of the table's key before it is stored.
 //!
 //! Two sets of sorted runs take turns: one is filled with what arrives, while the entries of the
-//! other go to the database in order, at the same pace. So the sender is never kept waiting for
-//! longer than a few batches take, and the database is kept busy.
+//! other go to the database in order, at the same pace. So the sender is seldom kept
+//! waiting for longer than a few batches take, and the database is kept busy. At the end, and when
+//! the sender becomes slow, a whole set is stored at once.
+//!
+//! A set is small enough to be stored within half a minute: whoever waits for the answer, and each
+//! proxy between, has a time limit.
 
 use std::{
     io,
@@ -30,6 +34,9 @@ const IMPORTS_MAX: u64 = 4;
 
 /// Entries of a run.
 pub(super) const RUN_ENTRIES: usize = 50_000;
+
+/// Runs of a set. The set of an ordinary import has a third of them.
+const RUNS_MAX: usize = 128;
 
 /// A sender that takes longer than this for a run is slower than the database, which then gains
 /// nothing from the order.
@@ -88,21 +95,30 @@ impl Sorting {
     /// temporary file cannot be written.
     ///
     /// # Errors
-    /// When a file cannot be read, and those of `inserts`.
-    pub(super) async fn take(&mut self, batch: Batch, inserts: &mut Inserts, tally: &mut Tally) -> Result<bool, Error> {
+    /// When a file cannot be read, when the key of `messages` is no longer valid, and those of
+    /// `inserts`.
+    pub(super) async fn take<M>(
+        &mut self,
+        batch: Batch,
+        messages: &Messages<M>,
+        inserts: &mut Inserts,
+        tally: &mut Tally,
+    ) -> Result<bool, Error>
+    where
+        M: Message + Default,
+    {
         let received = batch.len() as u64;
-        let rest = if self.asked_at.elapsed() > RUN_TIMEOUT { Some(batch) } else { self.add(batch).await? };
-        if let Some(batch) = rest {
-            while let Some(sorted) = self.next().await? {
-                inserts.send(sorted.batch, sorted.repeats, tally, None).await?;
-            }
-            inserts.send(batch, 0, tally, None).await?;
+        let is_slow = self.asked_at.elapsed() > RUN_TIMEOUT;
+        let rest = if is_slow { Some(Merged { batch, repeats: 0 }) } else { self.add(batch).await? };
+        if rest.is_some() {
+            self.send_all(rest, messages, inserts, tally).await?;
             return Ok(false);
         }
         let mut sent = 0;
         while (sent < received || self.is_full())
             && let Some(sorted) = self.next_of_emptied().await?
         {
+            messages.recheck().await?;
             sent += sorted.batch.len() as u64 + sorted.repeats;
             inserts.send(sorted.batch, sorted.repeats, tally, None).await?;
         }
@@ -116,7 +132,7 @@ impl Sorting {
     /// Sends all entries, `last` included.
     ///
     /// # Errors
-    /// As [`Sorting::take`], and when the key of `messages` is no longer valid.
+    /// As [`Sorting::take`].
     pub(super) async fn finish<M>(
         &mut self,
         last: Batch,
@@ -128,33 +144,48 @@ impl Sorting {
         M: Message + Default,
     {
         let rest = self.add(last).await?;
+        self.send_all(rest, messages, inserts, tally).await
+    }
+
+    /// Sends the entries of both sets, and then `rest`.
+    async fn send_all<M>(
+        &mut self,
+        rest: Option<Merged>,
+        messages: &Messages<M>,
+        inserts: &mut Inserts,
+        tally: &mut Tally,
+    ) -> Result<(), Error>
+    where
+        M: Message + Default,
+    {
         while let Some(sorted) = self.next().await? {
             messages.recheck().await?;
             inserts.send(sorted.batch, sorted.repeats, tally, None).await?;
         }
         match rest {
-            Some(batch) => inserts.send(batch, 0, tally, None).await,
+            Some(rest) => inserts.send(rest.batch, rest.repeats, tally, None).await,
             None => Ok(()),
         }
     }
 
-    /// Adds a run to the set that is filled. Returns the batch when the file cannot be written;
+    /// Adds a run to the set that is filled. Returns its entries when the file cannot be written;
     /// what was added before can still be read.
-    async fn add(&mut self, batch: Batch) -> Result<Option<Batch>, Error> {
+    async fn add(&mut self, batch: Batch) -> Result<Option<Merged>, Error> {
         let filling = self.filling.take();
         let add = move || {
             let received = batch.len() as u64;
             let run = batch.into_sorted();
+            let repeats = received - run.len() as u64;
             let (filling, added) = match filling.map_or_else(Runs::new, Ok) {
                 Ok(mut runs) => {
-                    let added = runs.add(&run, received);
+                    let added = runs.add(&run, repeats);
                     (Some(runs), added)
                 }
                 Err(error) => (None, Err(error)),
             };
             let rest = added.err().map(|cause| {
                 tracing::warn!(%cause, "a temporary file cannot be written; an import is stored in the order of arrival");
-                run.into_batch()
+                Merged { batch: run.into_batch(), repeats }
             });
             (filling, rest)
         };
@@ -163,9 +194,10 @@ impl Sorting {
         Ok(rest)
     }
 
-    /// True when the set that is filled is full.
+    /// True when the set that is filled is full. Each run takes memory when it is merged, so their
+    /// number is limited, too.
     fn is_full(&self) -> bool {
-        self.filling.as_ref().is_some_and(|runs| runs.bytes() >= self.set_bytes_max)
+        self.filling.as_ref().is_some_and(|runs| runs.bytes() >= self.set_bytes_max || runs.count() >= RUNS_MAX)
     }
 
     /// Begins to empty the set that was filled. The other one must be empty.
