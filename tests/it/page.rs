@@ -121,6 +121,55 @@ async fn a_wrong_key_is_refused_and_the_right_one_looks_an_address_up() {
 }
 
 #[tokio::test]
+async fn only_a_clear_and_latest_answer_is_shown() {
+    let Some(browser) = Browser::get() else { return };
+    let server = TestServer::start().await;
+    assert_eq!(server.post(r#"{"entries": [{"email": "a@example.com"}]}"#).await.status(), 200);
+    let page = signed_in(browser, &server, &server.key).await;
+    let result = "document.querySelector('#lookup-result')";
+    let look_up = async |email: &str| {
+        page.fill("#lookup-email", email).await;
+        page.press("Enter").await;
+    };
+    // A removal is answered after something else was looked up.
+    look_up("a@example.com").await;
+    page.wait(&format!("window.remover = {result}.querySelector('button')")).await;
+    page.eval(
+        "window.ask = fetch;
+         window.held = new Promise((go) => window.release = go);
+         window.fetch = (url, options) =>
+             (options.method === 'DELETE' ? held : Promise.resolve()).then(() => ask(url, options)); 0",
+    )
+    .await;
+    page.click("#lookup-result button").await;
+    page.click("#confirm-yes").await;
+    page.wait("remover.ariaBusy === 'true'").await;
+    look_up("free@example.org").await;
+    let is_free = format!("{result}.innerText.includes('Neither free@example.org')");
+    page.wait(&is_free).await;
+    page.eval("release()").await;
+    page.wait("remover.ariaBusy !== 'true'").await;
+    assert_eq!(server.count().await, 0);
+    assert_eq!(page.eval(&is_free).await, true);
+
+    // Nobody may be written to because an answer lacks something.
+    for answer in [
+        json!({ "data": { "email": "free@example.org", "suppressed": true } }),
+        json!({ "data": { "email": "free@example.org", "suppressed": null } }),
+        json!({ "data": { "email": "free@example.org" } }),
+        json!({ "data": { "suppressed": false } }),
+        json!({}),
+        json!("no object"),
+    ] {
+        page.eval(&format!("window.fetch = async () => new Response({}); 0", json!(answer.to_string()))).await;
+        look_up("free@example.org").await;
+        page.wait("document.querySelector('#lookup-message').innerText.includes('was not understood')").await;
+        assert_eq!(page.eval(&format!("{result}.innerText")).await, "", "{answer}");
+    }
+    assert_clean(&page, &server).await;
+}
+
+#[tokio::test]
 async fn a_platform_key_names_its_workspace() {
     let Some(browser) = Browser::get() else { return };
     let server = TestServer::start().await;
@@ -243,16 +292,21 @@ async fn a_file_of_any_kind_is_recognized() {
         {"EmailAddress": "a@ses.example", "Reason": "BOUNCE", "LastUpdateTime": "2024-06-01T10:00:00Z"}, {"EmailAddress": "nobody"}
     ]}"#;
     let lines = "{\"email\": \"a@lines.example\"}\n{\"email\": \"nobody\"}\n";
-    let files: [(&str, Vec<u8>, &str, &str); 6] = [
+    let nested = "{\"data\": {\"x\": [1], \"entries\": [{\"email\": \"a@nested.example\"}]}}\n\
+                  {\"items\": [{\n\"email\": \"nobody\", \"n\": 9007199254740993\n}]}";
+    let wide = "{\"email\": \"a@wide.example\", \"data\": [\"x@y.de\"]}\n{\"email\": \"nobody\"}\n";
+    let files: [(&str, Vec<u8>, &str, &str); 8] = [
         ("plain.txt", b"a@plain.example\nnobody\n".to_vec(), "plain list", "nobody"),
         ("sheet.txt", utf16, "list with a header", "nobody\tx"),
-        ("ses.json", ses.into(), "Amazon SES suppression list", r#"{"EmailAddress":"nobody"}"#),
+        ("ses.json", ses.into(), "Amazon SES suppression list", r#"{"EmailAddress": "nobody"}"#),
         (
             "api.json",
             br#"{"entries": [{"email": "a@api.example"}, {"email": "nobody"}]}"#.to_vec(),
             "list",
-            r#"{"email":"nobody"}"#,
+            r#"{"email": "nobody"}"#,
         ),
+        ("nested.json", nested.into(), "list", r#"{ "email": "nobody", "n": 9007199254740993 }"#),
+        ("wide.json", wide.into(), "list", r#"{"email": "nobody"}"#),
         ("lines.ndjson.gz", gzip(lines), "list", r#"{"email": "nobody"}"#),
         ("own.csv.zst", zstd::encode_all(&b"email\na@zstd.example\nnobody\n"[..], 1).unwrap(), "list with a header", "nobody"),
     ];
@@ -312,7 +366,7 @@ async fn a_file_of_any_kind_is_recognized() {
         page.choose("#import-file", &[&file]).await;
         page.wait(&format!("document.querySelector('#import > .message').innerText.includes('{why}')")).await;
     }
-    assert_eq!(server.count().await, 6);
+    assert_eq!(server.count().await, 8);
     assert_clean(&page, &server).await;
 }
 
@@ -349,8 +403,16 @@ async fn a_hundred_thousand_rows_are_imported_and_checked() {
     page.command("Network.emulateNetworkConditions", slow(300_000)).await;
     page.click("#import .result button.primary").await;
     page.wait("document.querySelector('#import progress').position > 0").await;
+    // Another file does not come in between.
+    page.eval(
+        "(() => { const data = new DataTransfer(); data.items.add(new File(['email\\nc@dropped.example\\n'], 'dropped.csv'));
+           document.querySelector('#import-title').dispatchEvent(
+               new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })); })()",
+    )
+    .await;
+    page.wait("document.querySelector('#import > .message').innerText.includes('dropped.csv was not taken')").await;
     page.click("#import .working button").await;
-    page.wait(&format!("{result}.innerText.includes('The import did not end')")).await;
+    page.wait(&format!("{result}.innerText.includes('not known whether the import ended')")).await;
     page.command("Network.emulateNetworkConditions", slow(-1)).await;
     page.click("#import .result button.primary").await;
     page.wait(&format!("{result}.innerText.includes('imported')")).await;

@@ -8,8 +8,8 @@ let credentials = null;
 
 const ROWS_SHOWN = 100;
 const PAGE_ENTRIES = 25;
-// A JSON document is kept in memory as a whole. Lists of any length come as CSV or with one object a line.
-const DOCUMENT_BYTES_MAX = 64 << 20;
+// A JSON document is kept in memory as a whole, so many characters of it. Lists of any length come as CSV or with one object a line.
+const DOCUMENT_LENGTH_MAX = 64 << 20;
 // The service describes this many rejected rows.
 const ERRORS_MAX = 10_000;
 
@@ -95,6 +95,7 @@ class Failure extends Error {
   isRefusal = false;
 }
 
+const NOT_UNDERSTOOD = "The answer of the server was not understood. Use nothing of it, and try again.";
 const AWAY = "The server cannot be reached. Check that it runs and that you are online, then try again.";
 
 /** Why the server did not do what it was asked for. */
@@ -132,13 +133,17 @@ async function request(path, { method = "GET", query, headers = {}, body, signal
 
 /** Calls the API and returns the JSON that it answers. */
 async function call(path, options) {
-  return (await request(path, options)).json();
+  const answer = await request(path, options);
+  return answer.json().catch((error) => {
+    throw error.name === "AbortError" ? error : new Failure(NOT_UNDERSTOOD);
+  });
 }
 
 const json = (body) => ({ headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 /** Sends a file to the import. `progress` is told how much of it was sent; fetch() cannot say that. */
 function upload(source, query, progress, signal) {
+  signal.throwIfAborted();
   return new Promise((resolve, reject) => {
     const sending = new XMLHttpRequest();
     sending.open("POST", address("/import", query));
@@ -249,10 +254,10 @@ function verdict({ email, suppressed, entry, error }) {
   if (error) {
     title("Not an address", "bad");
     card.append(element("p", {}, `${error.message} Nobody can say that such a text may be written to.`));
-  } else if (!suppressed) {
+  } else if (suppressed === false && typeof email === "string") {
     title("May be written to", "good");
     card.append(element("p", {}, `Neither ${email} nor a domain above it is on the list.`));
-  } else {
+  } else if (suppressed === true && entry) {
     title("Must not be written to", "bad");
     const isDomain = entry.entryType === "domain";
     const meaning = REASONS[entry.reason];
@@ -269,17 +274,23 @@ function verdict({ email, suppressed, entry, error }) {
       const what = isDomain ? `${entry.email} with all its addresses and sub-domains` : entry.email;
       if (!(await confirm("Remove from the list?", `After that, ${what} may be written to again.`))) return;
       run(event.target, $("lookup-message"), async () => {
+        const asked = ++lookUpsAsked;
         await call("", { method: "DELETE", ...json({ emails: [entry.email] }) });
-        await lookUp(email);
+        await lookUp(email, asked);
       });
     }
+  } else {
+    throw new Failure(NOT_UNDERSTOOD);
   }
   return card;
 }
 
-async function lookUp(email) {
+let lookUpsAsked = 0;
+
+/** Shows what is known of an address, unless something else was asked for since `asked`. */
+async function lookUp(email, asked = ++lookUpsAsked) {
   const { data } = await call("/check", { query: { email } });
-  $("lookup-result").replaceChildren(verdict(data));
+  if (asked === lookUpsAsked) $("lookup-result").replaceChildren(verdict(data ?? {}));
 }
 
 $("lookup-form").addEventListener("submit", (event) => {
@@ -308,7 +319,7 @@ function confirm(title, text, count = 0) {
 // --- The list ------------------------------------------------------------------------------------------------------------------------
 
 /** The filter as the API takes it, the page's cursors, and what is shown. */
-const list = { filter: {}, cursors: [""], total: 0 };
+const list = { filter: {}, cursors: [""], total: 0, asked: 0 };
 
 /** The start of a day in the time zone of the reader, `days` later. */
 function startOf(date, days = 0) {
@@ -329,9 +340,12 @@ function readFilter() {
 
 const isFiltered = () => Object.values(list.filter).some((value) => value !== "");
 
+/** Shows a page of the list, and says whether it did: not if another one was asked for since. */
 async function showPage(cursors = [""]) {
+  const asked = ++list.asked;
   const query = { ...list.filter, limit: PAGE_ENTRIES, cursor: cursors.at(-1) };
   const { data, pagination } = await call("", { query });
+  if (asked !== list.asked) return false;
   Object.assign(list, { cursors, next: pagination.nextCursor, total: pagination.total });
   const rows = data.map((entry) => {
     const tick = element("input", { type: "checkbox", value: entry.email, "aria-label": `Select ${entry.email}` });
@@ -352,6 +366,7 @@ async function showPage(cursors = [""]) {
   $("list-remove-all").textContent = isFiltered() ? "Remove all that match" : "Remove all";
   $("list-remove-all").disabled = !data.length;
   ticked();
+  return true;
 }
 
 const ticks = () => [...$("list-rows").querySelectorAll("input")];
@@ -388,8 +403,7 @@ async function remove(starter, title, text, body, count) {
   if (!(await confirm(title, text, count))) return;
   await run(starter, $("list-message"), async () => {
     const { data } = await call("", { method: "DELETE", ...json(body) });
-    await showPage();
-    $("list-status").textContent = `${plural(data.deleted, "entry", "entries")} removed; ${number(list.total)} left`;
+    if (await showPage()) $("list-status").textContent = `${plural(data.deleted, "entry", "entries")} removed; ${number(list.total)} left`;
   });
 }
 
@@ -428,8 +442,13 @@ for (const format of ["csv", "ndjson"]) {
 
 // --- Files ---------------------------------------------------------------------------------------------------------------------------
 
-// The names under which JSON documents have their list.
+// The names under which JSON documents have their lists, those under which an entry has its address, and how deep a list may be: all as
+// the service knows them, in src/files/json.rs.
 const LISTS = ["entries", "items", "data", "results", "recipients", "members", "contacts", "emails", "Suppressions", "SuppressedDestinationSummaries"];
+const ADDRESSES = ["email", "emailAddress", "EmailAddress", "email_address", "address", "recipient"];
+const DEPTH_MAX = 32;
+// How much of a file tells what it is.
+const START_LENGTH = 1 << 16;
 const SIGNATURES = { gzip: [0x1f, 0x8b], zstd: [0x28, 0xb5, 0x2f, 0xfd], zip: [0x50, 0x4b, 0x03, 0x04] };
 const CSV = "text/csv";
 const LINES = "application/x-ndjson";
@@ -457,64 +476,136 @@ async function textOf(body, packing) {
   return stream.pipeThrough(new TextDecoderStream(label));
 }
 
-/** What a stream of texts begins with. */
-async function startOfText(stream) {
+/** What a stream of texts begins with: `length` characters, or some more, or all that there is. */
+async function startOfText(stream, length) {
   const reader = stream.getReader();
-  let text = "";
-  while (text.length < 1 << 16) {
+  const texts = [];
+  for (let left = length; left > 0; ) {
     const { done, value } = await reader.read();
     if (done) break;
-    text += value;
+    texts.push(value);
+    left -= value.length;
   }
   reader.cancel().catch(() => {});
-  return text;
+  return texts.join("");
 }
 
-/** What of the API takes this file: its media type and encoding, and the bytes to send. */
-async function recognize(file) {
+/** What of the API takes this file: its media type and encoding, and the bytes to send. `column` is the one that the user has named. */
+async function recognize(file, column) {
   if (!file.size) throw new Failure("The file is empty. Choose another one.");
+  const read = async (length) => {
+    try {
+      const text = await textOf(file, packing);
+      return text && (await startOfText(text, length));
+    } catch {
+      throw new Failure("The file cannot be read. If it is compressed, it may be damaged; if it has changed, choose it again.");
+    }
+  };
   const head = new Uint8Array(await file.slice(0, 4).arrayBuffer());
   const signature = Object.entries(SIGNATURES).find(([, bytes]) => bytes.every((byte, at) => head[at] === byte));
   const packing = signature?.[0] ?? "";
   if (packing === "zip") throw new Failure("This is a zip archive or a spreadsheet. Save it as CSV, and choose that file.");
   const source = { name: file.name, size: file.size, body: file, packing, type: CSV };
-  let start;
-  try {
-    const text = await textOf(file, packing);
-    start = text && (await startOfText(text));
-  } catch {
-    throw new Failure("The file cannot be read. If it is compressed, it may be damaged; if it has changed, choose it again.");
-  }
+  const start = await read(START_LENGTH);
   if (start === null) return { ...source, type: /json/i.test(file.name) ? LINES : CSV };
   if (!/^\s*[{[]/.test(start)) return source;
-  if (isLines(start)) return { ...source, type: LINES };
-  if (file.size > DOCUMENT_BYTES_MAX) {
+  if (isLines(start, column)) return { ...source, type: LINES };
+  const text = await read(DOCUMENT_LENGTH_MAX + 1);
+  if (text.length > DOCUMENT_LENGTH_MAX) {
     throw new Failure("The JSON document is too large for a browser. Bring it with one object a line, or use the command dnc import.");
   }
-  const elements = elementsOf(await new Response((await textOf(file, packing)).pipeThrough(new TextEncoderStream())).text());
-  return { ...source, body: new Blob(elements.map((each) => `${JSON.stringify(each)}\n`)), packing: "", type: LINES, isDocument: true };
+  return { ...source, body: new Blob(elementsOf(text).map((each) => `${each}\n`)), packing: "", type: LINES, isDocument: true };
 }
 
 /** Whether JSON that begins so has one object a line. */
-function isLines(start) {
+function isLines(start, column) {
+  const text = start.trimStart();
+  if (text[0] !== "{") return false;
+  const [line] = text.split("\n", 1);
+  const rest = text.slice(line.length);
+  // A line that is longer than what is looked at.
+  if (!rest && start.length >= START_LENGTH) return false;
+  let first;
   try {
-    const first = JSON.parse(start.trimStart().split("\n", 1)[0]);
-    return !Array.isArray(first) && !LISTS.some((name) => Array.isArray(first[name]));
+    first = JSON.parse(line);
   } catch {
-    return false;
+    // An object that is not whole on its first line is a document.
+    return line.trimEnd().endsWith("}");
   }
+  const isObject = (value) => value !== null && typeof value === "object";
+  const inner = ([name, value]) => (isObject(value) && !Array.isArray(value) ? Object.keys(value).map((key) => `${name}.${key}`) : []);
+  const names = [...Object.keys(first), ...Object.entries(first).flatMap(inner)];
+  if (names.some((name) => name === column || ADDRESSES.includes(name))) return true;
+  if (LISTS.some((name) => Object.hasOwn(first, name) && isObject(first[name]))) return false;
+  return rest.trim() !== "";
 }
 
-/** The list in a JSON document. */
+/**
+ * The elements of all lists in a file of JSON documents, each as it is written, in one line. Nothing of them is read here: so numbers
+ * keep their digits, and the service sees a name that an object has twice.
+ */
 function elementsOf(text) {
-  let document;
-  try {
-    document = JSON.parse(text);
-  } catch (error) {
-    throw new Failure(`The file is not valid JSON: ${error.message}.`);
+  const elements = [];
+  let lists = 0;
+  let at = 0;
+  const skipSpace = () => {
+    while (at < text.length && " \t\r\n".includes(text[at])) at += 1;
+    return at < text.length;
+  };
+  /** Passes over a value or a name, and returns it. */
+  const pass = () => {
+    const begin = at;
+    for (let depth = 0; at < text.length; ) {
+      const sign = text[at];
+      if (depth === 0 && at > begin && ",:]} \t\r\n".includes(sign)) break;
+      at += 1;
+      if (sign === '"') {
+        for (; at < text.length && text[at] !== '"'; at += 1) if (text[at] === "\\") at += 1;
+        at += 1;
+      } else if (sign === "[" || sign === "{") {
+        depth += 1;
+      } else if (sign === "]" || sign === "}") {
+        depth -= 1;
+        if (depth === 0) break;
+      }
+    }
+    return text.slice(begin, at);
+  };
+  /** Looks for lists in the list or object that begins here. It is valid, and so are those in it. */
+  const look = (depth) => {
+    if (depth > DEPTH_MAX) throw new Failure("The lists in the JSON document are too deep inside. Take them out, and try again.");
+    const isList = text[at] === "[";
+    if (isList) lists += 1;
+    at += 1;
+    for (skipSpace(); text[at] !== "]" && text[at] !== "}"; skipSpace()) {
+      if (isList) {
+        // In valid JSON a line break stands between values, and in none of them.
+        elements.push(pass().replace(/[\r\n]\s*/g, " "));
+      } else {
+        const name = JSON.parse(pass());
+        skipSpace();
+        at += 1;
+        skipSpace();
+        if (LISTS.includes(name) && (text[at] === "[" || text[at] === "{")) look(depth + 1);
+        else pass();
+      }
+      skipSpace();
+      if (text[at] === ",") at += 1;
+    }
+    at += 1;
+  };
+  while (skipSpace()) {
+    const begin = at;
+    try {
+      JSON.parse(pass());
+    } catch (error) {
+      throw new Failure(`The file is not valid JSON: ${error.message}. Mend it, or use the command dnc import, which leaves out only what is faulty.`);
+    }
+    at = begin;
+    if (text[at] !== "[" && text[at] !== "{") throw new Failure("The file is not valid JSON: text stands outside of its lists and objects.");
+    look(1);
   }
-  const elements = Array.isArray(document) ? document : LISTS.map((name) => document?.[name]).find(Array.isArray);
-  if (!elements) throw new Failure(`The JSON document has no list of entries in it. It is looked for as ${LISTS.join(", ")}.`);
+  if (!lists) throw new Failure(`The JSON document has no list of entries in it. It is looked for as ${LISTS.join(", ")}.`);
   return elements;
 }
 
@@ -620,6 +711,10 @@ function fileView(view, start) {
   const part = (selector) => $(view).querySelector(selector);
   const parts = { message: part(":scope > .message"), working: part(".working"), reading: part(".reading"), result: part(".result"), choose: part(".choose") };
   const take = (file) => {
+    if (!parts.working.hidden) {
+      parts.message.textContent = `${file.name} was not taken, since another file was in work. Wait for that one or cancel it, then choose this one again.`;
+      return;
+    }
     parts.reading.querySelector("form").reset();
     parts.reading.open = false;
     start(file);
@@ -687,28 +782,26 @@ function bytes(count) {
 // --- Importing -----------------------------------------------------------------------------------------------------------------------
 
 const importing = fileView("import", preview);
-let source = null;
-
-async function preview(file) {
-  await working(importing, async (report, signal) => {
-    source = null;
-    report(`Reading ${file.name}`);
-    source = await recognize(file);
-    await previewAgain(report, signal);
-  });
-}
+let chosen = null;
 
 const readingOf = () => ({ from: $("import-from").value, column: $("import-column").value.trim() });
 
-async function previewAgain(report, signal) {
-  const query = { ...readingOf(), validateOnly: true, preview: ROWS_SHOWN };
-  const told = `Reading ${source.name}; nothing is stored yet`;
-  report(told);
-  const data = await readable(importing, () => upload(source, query, (fraction) => report(told, fraction), signal));
-  const rows = data.preview?.rows ?? [];
-  const [known, texts] = await Promise.all([knownOf(rows, signal), rejectedTexts(data.errors ?? [])]);
-  importing.result.replaceChildren(...previewed(data, rows, known, texts));
-  importing.result.querySelector("h3").focus();
+async function preview(file) {
+  chosen = file;
+  await working(importing, async (report, signal) => {
+    report(`Reading ${file.name}`);
+    // What is imported is read as it was shown, even if the form is changed after that.
+    const reading = readingOf();
+    const source = { ...(await recognize(file, reading.column)), reading };
+    const query = { ...reading, validateOnly: true, preview: ROWS_SHOWN };
+    const told = `Reading ${source.name}; nothing is stored yet`;
+    report(told);
+    const data = await readable(importing, () => upload(source, query, (fraction) => report(told, fraction), signal));
+    const rows = data.preview?.rows ?? [];
+    const [known, texts] = await Promise.all([knownOf(rows, signal), rejectedTexts(source, data.errors ?? [])]);
+    importing.result.replaceChildren(...previewed(source, data, rows, known, texts));
+    importing.result.querySelector("h3").focus();
+  });
 }
 
 /** Does what reads a file. Whatever becomes of it, the file can then be read in another way. */
@@ -732,10 +825,11 @@ async function knownOf(rows, signal) {
   return new Set(data.filter(({ email, entry }) => entry?.email === email).map(({ email }) => email));
 }
 
-/** What stands in the first rejected rows. */
-async function rejectedTexts(errors) {
+/** What stands in the first rejected rows. It is only shown beside them, so a file that cannot be read any more is no failure. */
+async function rejectedTexts(source, errors) {
   const shown = errors.slice(0, ROWS_SHOWN).map((error) => error.line);
-  return shown.length ? (await textsOf(source, new Set(shown))).texts : new Map();
+  if (!shown.length) return new Map();
+  return textsOf(source, new Set(shown)).then(({ texts }) => texts, () => new Map());
 }
 
 /** What became of the rows of a file, or would. */
@@ -747,20 +841,25 @@ function outcome(data) {
   return tiles(counts);
 }
 
-function previewed(data, rows, known, texts) {
+function previewed(source, data, rows, known, texts) {
   const errors = new Map((data.errors ?? []).map((error) => [error.line, error]));
   const total = data.imported + data.skipped + (data.failed ?? 0) + (data.excluded ?? 0);
   const title = element("h3", { tabindex: "-1" }, source.name);
   const facts = [bytes(source.size), data.preview?.readAs && `read as: ${data.preview.readAs}`, source.packing, plural(total, "row", "rows")];
   const seen = new Set();
+  const rowsOfLine = new Map();
+  for (const { line } of rows) rowsOfLine.set(line, (rowsOfLine.get(line) ?? 0) + 1);
   const lines = rows.map((row) => {
     const error = errors.get(row.line);
     let becomes = badge("New", "good");
     if (row.excluded) becomes = badge("Left out: may be written to, as the file says");
-    else if (error) becomes = element("span", {}, badge("Rejected", "bad"), ` ${error.message}`);
-    else if (known.has(row.email)) becomes = badge("Already on the list");
+    else if (error) {
+      // An error names its line, and a line may have several addresses.
+      const what = rowsOfLine.get(row.line) > 1 ? "One of this line is rejected" : "Rejected";
+      becomes = element("span", {}, badge(what, "bad"), ` ${error.message}`);
+    } else if (known.has(row.email)) becomes = badge("Already on the list");
     else if (seen.has(row.email)) becomes = badge("Repeated");
-    seen.add(row.email);
+    if (!error && !row.excluded) seen.add(row.email);
     const reason = row.reason || (row.excluded || error ? "" : element("span", { class: "soft", title: "The row says none" }, "import"));
     return [String(row.line), addressCell(row.email, row.type), reason, row.unsubscribedAt ? day(row.unsubscribedAt) : "", becomes];
   });
@@ -769,8 +868,8 @@ function previewed(data, rows, known, texts) {
     outcome(data),
   ];
   const buttons = element("div", { class: "buttons" });
-  if (data.imported) buttons.append(button(`Import ${plural(data.imported, "new entry", "new entries")}`, store, "primary"));
-  if (errors.size) buttons.append(rejectsButton(data));
+  if (data.imported) buttons.append(button(`Import ${plural(data.imported, "new entry", "new entries")}`, () => store(source), "primary"));
+  if (errors.size) buttons.append(rejectsButton(source, data));
   buttons.append(chooseButton(importing, "Choose another file"));
   shown.push(buttons);
   if (lines.length) {
@@ -778,24 +877,26 @@ function previewed(data, rows, known, texts) {
     const place = source.isDocument ? "No." : "Line";
     shown.push(element("h4", {}, which), table("Rows of the file", [place, "Address", "Reason", "Since", "Becomes"], lines, "rows"));
   }
-  if (errors.size) shown.push(...rejected(data, texts));
+  if (errors.size) shown.push(...rejected(source, data, texts));
   return shown;
 }
 
 /** The rejected rows and why. */
-function rejected(data, texts) {
+function rejected(source, data, texts) {
   const rows = data.errors.slice(0, ROWS_SHOWN).map(({ line, message }) => [String(line), texts.get(line) ?? "", message]);
   const which = data.failed > rows.length ? `The first ${rows.length} of ${number(data.failed)} rejected rows` : "Rejected rows";
   const place = source.isDocument ? "No." : "Line";
   return [element("h4", {}, which), table("Rejected rows", [place, "What it says", "Why it is rejected"], rows, "rows rejects")];
 }
 
-const rejectsButton = (data) =>
-  button("Download rejected rows", (event) => run(event.target, importing.message, () => downloadRejects(data)));
+const rejectsButton = (source, data) =>
+  button("Download rejected rows", (event) => run(event.target, importing.message, () => downloadRejects(source, data)));
 
 /** Makes a file of the rejected rows with all their columns, to be mended and imported. */
-async function downloadRejects({ errors, failed, preview }) {
-  const { texts, first } = await textsOf(source, new Set(errors.map((error) => error.line)));
+async function downloadRejects(source, { errors, failed, preview }) {
+  const { texts, first } = await textsOf(source, new Set(errors.map((error) => error.line))).catch(() => {
+    throw new Failure("The file cannot be read any more. If it has changed, choose it again.");
+  });
   const name = source.name.replace(/(\.(csv|tsv|txt|json|ndjson|jsonl|gz|zst))+$/i, "");
   const quoted = (text) => (/[",;\t\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   let lines;
@@ -824,28 +925,28 @@ async function downloadRejects({ errors, failed, preview }) {
   importing.message.textContent = missing.join(" ");
 }
 
-async function store() {
+async function store(source) {
   let isDone = false;
   await working(importing, async (report, signal) => {
     const told = `Importing ${source.name}`;
     report(told);
     // The preview tells whether the file has a header.
-    const data = await upload(source, { ...readingOf(), preview: 1 }, (fraction) => report(told, fraction), signal);
+    const data = await upload(source, { ...source.reading, preview: 1 }, (fraction) => report(told, fraction), signal);
     isDone = true;
     const title = element("h3", { tabindex: "-1" }, `${plural(data.imported, "entry was", "entries were")} imported`);
     const buttons = element("div", { class: "buttons" });
-    if (data.failed) buttons.append(rejectsButton(data));
+    if (data.failed) buttons.append(rejectsButton(source, data));
     buttons.append(chooseButton(importing, "Import another file"), element("a", { href: "#/list" }, "See the list"));
     importing.result.replaceChildren(title, outcome(data), buttons);
-    if (data.failed) importing.result.append(...rejected(data, await rejectedTexts(data.errors)));
+    if (data.failed) importing.result.append(...rejected(source, data, await rejectedTexts(source, data.errors)));
     title.focus();
   });
   if (!isDone) {
     // Given up or broken off.
-    const text = "The import did not end. What was complete stays on the list, and importing the whole file again is safe.";
+    const text = "It is not known whether the import ended. What was stored stays on the list, and importing the whole file again is safe.";
     importing.result.replaceChildren(
       element("p", {}, text),
-      element("div", { class: "buttons" }, button("Import again", store, "primary"), chooseButton(importing, "Choose another file")),
+      element("div", { class: "buttons" }, button("Import again", () => store(source), "primary"), chooseButton(importing, "Choose another file")),
     );
     importing.choose.hidden = true;
   }
@@ -853,7 +954,7 @@ async function store() {
 
 $("import-reading").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (source) working(importing, previewAgain);
+  if (chosen) preview(chosen);
 });
 
 $("import-text-form").addEventListener("submit", (event) => {
@@ -895,7 +996,7 @@ async function split(file, column = "") {
   checked = file;
   await working(checking, async (report, signal) => {
     report(`Reading ${file.name}`);
-    const list = await recognize(file);
+    const list = await recognize(file, column);
     const sent = { method: "POST", query: { column }, headers: headersOf(list), body: list.body, signal };
     const answer = await readable(checking, () => request("/check", sent));
     const [clear, suppressed] = [new Pile(), new Pile()];
