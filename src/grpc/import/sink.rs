@@ -9,7 +9,7 @@ use tracing::Instrument;
 
 use super::{
     claim::Claimed,
-    sorting::{RUN_ENTRIES, Sorters, Sorting},
+    sorting::{Sorters, Sorting},
 };
 use crate::{
     domain::{BATCH_ENTRIES_MIN, Batch, Error, Filter, Tally},
@@ -45,12 +45,8 @@ impl Storing {
 
     /// The number of entries that the next batch should have.
     pub(super) fn batch_entries_max(&self) -> usize {
-        match self.order {
-            // The first batches are small, so that every connection has work soon.
-            _ if self.inserts.batches < self.inserts.in_flight_max => BATCH_ENTRIES_MIN,
-            Order::Short(_) | Order::Arrival => self.batch_entries_max,
-            Order::Sorted(_) => RUN_ENTRIES,
-        }
+        // The first batches are small, so that every connection has work soon.
+        if self.inserts.batches < self.inserts.in_flight_max { BATCH_ENTRIES_MIN } else { self.batch_entries_max }
     }
 
     /// Sends a batch to the database, or sets it aside to be sorted. Waits while too many are in

@@ -32,15 +32,12 @@ use crate::{
 /// Imports that may be sorted at the same time. Others are stored in the order of arrival.
 const IMPORTS_MAX: u64 = 4;
 
-/// Entries of a run.
-pub(super) const RUN_ENTRIES: usize = 50_000;
-
 /// Runs of a set. The set of an ordinary import has a third of them.
-const RUNS_MAX: usize = 128;
+const RUNS_MAX: usize = 256;
 
 /// A sender that takes longer than this for a run is slower than the database, which then gains
 /// nothing from the order.
-const RUN_TIMEOUT: Duration = Duration::from_secs(2);
+const RUN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The temporary files that a server may use, shared by its imports.
 #[derive(Clone, Debug)]
