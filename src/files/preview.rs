@@ -79,9 +79,12 @@ impl Preview {
             }
         }
         let bytes = self.bytes + shown.email.len() + shown.kind.len() + shown.reason.len() + shown.unsubscribed_at.len();
-        if bytes <= BYTES_MAX {
-            self.bytes = bytes;
-            self.rows.push(shown);
+        if bytes > BYTES_MAX {
+            // No row after one that is missing.
+            self.rows_max = 0;
+            return;
         }
+        self.bytes = bytes;
+        self.rows.push(shown);
     }
 }
