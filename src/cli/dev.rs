@@ -200,6 +200,8 @@ grpcurl {grpcurl_tls} -H 'x-api-key: {key}' \
   -d '{{"entries": [{{"email": "bounce3@example.com", "reason": "bounce"}}]}}' \
   {grpc_address} dnc.v1.DncService/ImportEntries
 
+Or open {http}/ in a browser, and enter the key there. {http}/docs shows the calls.
+
 Ctrl-C stops it; what is on the list stays.
 "#
     );

@@ -10,7 +10,7 @@ use utoipa::{
 
 use super::files::Seen;
 use crate::{
-    files::{Counts, Kind, Preview, PreviewRow, time::text as time_text, type_name},
+    files::{Kind, Preview, PreviewRow, time::text as time_text, type_name},
     proto::{
         CheckEntriesResponse, DeleteEntriesResponse, Entry, EntryError, ImportEntriesResponse, ListEntriesResponse,
         SummarizeEntriesResponse,
@@ -24,11 +24,9 @@ pub(super) struct Success<T> {
     pub(super) data: T,
 }
 
-/// The `data` of an import's answer. As the public reference says, failures are present only if
-/// there are any.
+/// The `data` of an import's answer.
 pub(super) fn import_answer(answer: ImportEntriesResponse, seen: Seen) -> Imported {
-    let failures = Failures::of(answer.failed, answer.errors, seen.counts);
-    Imported { imported: answer.imported, skipped: answer.skipped, failures, preview: JsonPreview::of(seen.preview) }
+    Imported { imported: answer.imported, rest: Rest::of(answer.skipped, answer.failed, answer.errors, seen) }
 }
 
 /// The outcome of an import. The counts add up to the entries received.
@@ -36,19 +34,13 @@ pub(super) fn import_answer(answer: ImportEntriesResponse, seen: Seen) -> Import
 pub(super) struct Imported {
     /// Entries that were stored.
     imported: u64,
-    /// Entries that were on the list already, or repeated in the request.
-    skipped: u64,
     #[serde(flatten)]
-    failures: Failures,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    preview: Option<JsonPreview>,
+    rest: Rest,
 }
 
 /// The `data` of the answer when entries are added.
 pub(super) fn add_answer(answer: ImportEntriesResponse, seen: Seen) -> Added {
-    let failures = Failures::of(answer.failed, answer.errors, seen.counts);
-    Added { added: answer.imported, skipped: answer.skipped, failures, preview: JsonPreview::of(seen.preview) }
+    Added { added: answer.imported, rest: Rest::of(answer.skipped, answer.failed, answer.errors, seen) }
 }
 
 /// The outcome of adding entries. The counts add up to the entries received.
@@ -56,19 +48,16 @@ pub(super) fn add_answer(answer: ImportEntriesResponse, seen: Seen) -> Added {
 pub(super) struct Added {
     /// Entries that were stored.
     added: u64,
-    /// Entries that were on the list already, or repeated in the request.
-    skipped: u64,
     #[serde(flatten)]
-    failures: Failures,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    preview: Option<JsonPreview>,
+    rest: Rest,
 }
 
-/// The entries that were not stored, or not as they were sent. Each field is there only if it has
-/// something to say.
+/// The entries that were not stored, or not as they were sent. As the public reference says, what
+/// has nothing to say is not there; only `skipped` always is.
 #[derive(Serialize, ToSchema)]
-struct Failures {
+struct Rest {
+    /// Entries that were on the list already, or repeated in the request.
+    skipped: u64,
     /// Entries that were rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -89,17 +78,22 @@ struct Failures {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     errors: Vec<JsonError>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    preview: Option<JsonPreview>,
 }
 
-impl Failures {
-    fn of(failed: u64, errors: Vec<EntryError>, counts: Counts) -> Self {
+impl Rest {
+    fn of(skipped: u64, failed: u64, errors: Vec<EntryError>, Seen { counts, preview }: Seen) -> Self {
         let some = |count: u64| (count > 0).then_some(count);
         Self {
+            skipped,
             failed: some(failed),
             excluded: some(counts.excluded),
             reasons_cut: some(counts.reasons_cut),
             times_dropped: some(counts.times_dropped),
             errors: errors.into_iter().map(JsonError::from).collect(),
+            preview: JsonPreview::of(preview),
         }
     }
 }

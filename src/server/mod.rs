@@ -75,6 +75,17 @@ pub fn store(database_url: &str, limits: &DatabaseLimits) -> Result<Store, crate
     })
 }
 
+/// The limits of each stream, as the options of a server set them.
+pub fn stream_limits(options: &ServerOptions) -> StreamLimits {
+    StreamLimits {
+        batch_entries_max: options.batch_entries_max as usize,
+        batches_in_flight_max: options.batches_in_flight_max.into(),
+        sort_bytes_max: options.import_sort_bytes_max,
+        sort_rows_min: options.import_sort_rows_min,
+        idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),
+    }
+}
+
 /// Listeners that are bound but do not accept yet.
 #[derive(Debug)]
 pub struct Bound {
@@ -128,14 +139,7 @@ impl Bound {
         let calls = TaskTracker::new();
         let clearing = AbortOnDropHandle::new(tokio::spawn(clear_logs(store.clone(), options.log_retention)));
         let auth = Arc::new(Authenticator::new(store.clone()));
-        let limits = StreamLimits {
-            batch_entries_max: options.batch_entries_max as usize,
-            batches_in_flight_max: options.batches_in_flight_max.into(),
-            sort_bytes_max: options.import_sort_bytes_max,
-            sort_rows_min: options.import_sort_rows_min,
-            idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),
-        };
-        let service = DncServiceServer::new(DncService::new(store.clone(), auth.clone(), limits))
+        let service = DncServiceServer::new(DncService::new(store.clone(), auth.clone(), stream_limits(options)))
             .max_decoding_message_size(grpc::MESSAGE_BYTES_MAX);
         let guarded = Guard::new(service, auth, Rate::new(options.requests_per_sec_max), draining.clone(), calls.clone());
         let health = health::service(store.clone(), draining.clone());

@@ -103,7 +103,7 @@ pub(super) async fn run(
         };
         Sink::Store(Storing::new(store.clone(), ids, claim, limits, sorters.clone()))
     };
-    let mut import = Import { batch_entries_max: limits.batch_entries_max, default_reason, sink, tally: Tally::default() };
+    let mut import = Import { limits, default_reason, sink, tally: Tally::default() };
     let outcome = import.take_all(first, messages).await;
     if let Sink::Store(_) = import.sink {
         metrics::entries_rejected(import.tally.failed);
@@ -120,7 +120,7 @@ pub(super) async fn run(
 }
 
 struct Import {
-    batch_entries_max: usize,
+    limits: StreamLimits,
     default_reason: Reason,
     sink: Sink,
     tally: Tally,
@@ -135,6 +135,7 @@ enum Sink {
 impl Import {
     async fn take_all(&mut self, first: ImportEntriesRequest, mut messages: Messages<ImportEntriesRequest>) -> Result<(), Error> {
         let mut batch = Batch::new(BATCH_ENTRIES_MIN);
+        let mut sent = 0;
         let mut index = 0;
         let mut message = Some(first);
         while let Some(current) = message {
@@ -148,17 +149,16 @@ impl Import {
                                 // A full batch is sent when another entry follows: only then is it
                                 // known not to be the last.
                                 if batch.is_full() {
+                                    sent += 1;
+                                    // The first batches are small, so that every connection has
+                                    // work soon.
+                                    let is_small = sent < self.limits.batches_in_flight_max;
+                                    let entries_max = if is_small { BATCH_ENTRIES_MIN } else { self.limits.batch_entries_max };
+                                    let full = std::mem::replace(&mut batch, Batch::new(entries_max));
                                     messages.recheck().await?;
-                                    let full = std::mem::replace(&mut batch, Batch::new(0));
                                     match &mut self.sink {
-                                        Sink::Store(storing) => {
-                                            storing.send(full, &messages, &mut self.tally).await?;
-                                            batch = Batch::new(storing.batch_entries_max());
-                                        }
-                                        Sink::Count(counting) => {
-                                            counting.send(full, &mut self.tally).await?;
-                                            batch = Batch::new(self.batch_entries_max);
-                                        }
+                                        Sink::Store(storing) => storing.send(full, &messages, &mut self.tally).await?,
+                                        Sink::Count(counting) => counting.send(full, &mut self.tally).await?,
                                     }
                                 }
                                 batch.push(&entry);

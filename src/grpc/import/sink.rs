@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-use prost::Message;
 use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
 
@@ -12,8 +11,9 @@ use super::{
     sorting::{Sorters, Sorting},
 };
 use crate::{
-    domain::{BATCH_ENTRIES_MIN, Batch, Error, Filter, Tally},
+    domain::{Batch, Error, Filter, Tally},
     grpc::{StreamLimits, convert, messages::Messages},
+    proto::ImportEntriesRequest,
     store::{Answered, DryRun, End, FirstBatch, ImportIds, Store},
     telemetry::metrics,
 };
@@ -43,22 +43,18 @@ impl Storing {
         Self { inserts, claim, batch_entries_max: limits.batch_entries_max, order: Order::Short(sorters) }
     }
 
-    /// The number of entries that the next batch should have.
-    pub(super) fn batch_entries_max(&self) -> usize {
-        // The first batches are small, so that every connection has work soon.
-        if self.inserts.batches < self.inserts.in_flight_max { BATCH_ENTRIES_MIN } else { self.batch_entries_max }
-    }
-
     /// Sends a batch to the database, or sets it aside to be sorted. Waits while too many are in
     /// flight. Adds the batches that are done to `tally`.
     ///
     /// # Errors
     /// That of any batch so far, and when the key of `messages` is no longer valid. Batches in
     /// flight continue; see [`Storing::settle`].
-    pub(super) async fn send<M>(&mut self, batch: Batch, messages: &Messages<M>, tally: &mut Tally) -> Result<(), Error>
-    where
-        M: Message + Default,
-    {
+    pub(super) async fn send(
+        &mut self,
+        batch: Batch,
+        messages: &Messages<ImportEntriesRequest>,
+        tally: &mut Tally,
+    ) -> Result<(), Error> {
         if let Order::Short(sorters) = &self.order
             && self.inserts.batches >= self.inserts.in_flight_max
         {
@@ -87,10 +83,12 @@ impl Storing {
     ///
     /// # Errors
     /// As [`Storing::send`].
-    pub(super) async fn finish<M>(&mut self, last: Batch, messages: &Messages<M>, tally: &mut Tally) -> Result<(), Error>
-    where
-        M: Message + Default,
-    {
+    pub(super) async fn finish(
+        &mut self,
+        last: Batch,
+        messages: &Messages<ImportEntriesRequest>,
+        tally: &mut Tally,
+    ) -> Result<(), Error> {
         let end = End {
             answers: self
                 .claim

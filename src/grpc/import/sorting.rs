@@ -14,7 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prost::Message;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
@@ -27,6 +26,7 @@ use super::{
 use crate::{
     domain::{Batch, Error, Tally},
     grpc::messages::Messages,
+    proto::ImportEntriesRequest,
 };
 
 /// Imports that may be sorted at the same time. Others are stored in the order of arrival.
@@ -94,16 +94,13 @@ impl Sorting {
     /// # Errors
     /// When a file cannot be read, when the key of `messages` is no longer valid, and those of
     /// `inserts`.
-    pub(super) async fn take<M>(
+    pub(super) async fn take(
         &mut self,
         batch: Batch,
-        messages: &Messages<M>,
+        messages: &Messages<ImportEntriesRequest>,
         inserts: &mut Inserts,
         tally: &mut Tally,
-    ) -> Result<bool, Error>
-    where
-        M: Message + Default,
-    {
+    ) -> Result<bool, Error> {
         let received = batch.len() as u64;
         let is_slow = self.asked_at.elapsed() > RUN_TIMEOUT;
         let rest = if is_slow { Some(Merged { batch, repeats: 0 }) } else { self.add(batch).await? };
@@ -130,31 +127,25 @@ impl Sorting {
     ///
     /// # Errors
     /// As [`Sorting::take`].
-    pub(super) async fn finish<M>(
+    pub(super) async fn finish(
         &mut self,
         last: Batch,
-        messages: &Messages<M>,
+        messages: &Messages<ImportEntriesRequest>,
         inserts: &mut Inserts,
         tally: &mut Tally,
-    ) -> Result<(), Error>
-    where
-        M: Message + Default,
-    {
+    ) -> Result<(), Error> {
         let rest = self.add(last).await?;
         self.send_all(rest, messages, inserts, tally).await
     }
 
     /// Sends the entries of both sets, and then `rest`.
-    async fn send_all<M>(
+    async fn send_all(
         &mut self,
         rest: Option<Merged>,
-        messages: &Messages<M>,
+        messages: &Messages<ImportEntriesRequest>,
         inserts: &mut Inserts,
         tally: &mut Tally,
-    ) -> Result<(), Error>
-    where
-        M: Message + Default,
-    {
+    ) -> Result<(), Error> {
         while let Some(sorted) = self.next().await? {
             messages.recheck().await?;
             inserts.send(sorted.batch, sorted.repeats, tally, None).await?;

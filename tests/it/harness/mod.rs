@@ -24,7 +24,7 @@ use dnc::{
     config::ServerOptions,
     domain::{KeyOwner, Scope, WorkspaceId},
     gateway::Upstream,
-    grpc::{DncService, StreamLimits, auth::Authenticator, guard::Guard, rate::Rate},
+    grpc::{DncService, auth::Authenticator, guard::Guard, rate::Rate},
     postgres::{self, PrivatePostgres},
     proto::{
         ImportEntriesRequest, ImportEntriesResponse, dnc_service_client::DncServiceClient, dnc_service_server::DncServiceServer,
@@ -281,14 +281,7 @@ impl TestServer {
         let options = options(flags);
         let store = dnc::server::store(&self.database_url, &options.database).unwrap();
         let auth = Arc::new(Authenticator::new(store.clone()));
-        let limits = StreamLimits {
-            batch_entries_max: options.batch_entries_max as usize,
-            batches_in_flight_max: options.batches_in_flight_max.into(),
-            sort_bytes_max: options.import_sort_bytes_max,
-            sort_rows_min: options.import_sort_rows_min,
-            idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),
-        };
-        let service = DncServiceServer::new(DncService::new(store, auth.clone(), limits));
+        let service = DncServiceServer::new(DncService::new(store, auth.clone(), dnc::server::stream_limits(&options)));
         let guarded = Guard::new(service, auth, Rate::new(None), CancellationToken::new(), TaskTracker::new());
         DncServiceClient::new(Upstream::Here(Routes::new(guarded).prepare()))
     }
