@@ -188,6 +188,12 @@ pub struct ServerOptions {
     /// the directory that TMPDIR names.
     #[arg(long, env = "DNC_IMPORT_SORT_BYTES_MAX", value_name = "BYTES", default_value_t = 512 << 20, help_heading = "Imports")]
     pub import_sort_bytes_max: u64,
+    /// How many bytes of memory the batches of all imports may take
+    ///
+    /// One workspace may use a quarter. Above that an import waits, up to 30 seconds; then it is
+    /// answered with 503 or UNAVAILABLE.
+    #[arg(long, env = "DNC_IMPORT_BYTES_MAX", value_name = "BYTES", default_value_t = 96 << 20, value_parser = RangedU64ValueParser::<usize>::new().range(16 << 20..), help_heading = "Imports")]
+    pub import_bytes_max: usize,
     /// How many seconds may pass between two messages of an import stream
     #[arg(long, env = "DNC_STREAM_IDLE_TIMEOUT_SECS", value_name = "SECS", default_value_t = 120, help_heading = "Imports")]
     pub stream_idle_timeout_secs: u64,

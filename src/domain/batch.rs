@@ -93,6 +93,21 @@ impl Batch {
         count >= self.entries_max || (count >= BATCH_ENTRIES_MIN && self.text.len() >= Self::TEXT_BYTES_MAX)
     }
 
+    /// The bytes of memory that the batch will take once `entry` is added.
+    pub fn bytes_with(&self, entry: &Entry) -> usize {
+        let text = grown(self.text.capacity(), self.text.len() + entry.address.as_str().len() + entry.reason.as_str().len());
+        let spans = grown(self.spans.capacity(), self.spans.len() + 1);
+        let opt_outs = grown(self.opt_outs.capacity(), self.opt_outs.len() + usize::from(entry.unsubscribed_at.is_some()));
+        text + spans * size_of::<Span>() + opt_outs * size_of::<(u32, OffsetDateTime)>()
+    }
+
+    /// The bytes of memory that the batch takes.
+    pub fn bytes(&self) -> usize {
+        self.text.capacity()
+            + self.spans.capacity() * size_of::<Span>()
+            + self.opt_outs.capacity() * size_of::<(u32, OffsetDateTime)>()
+    }
+
     /// The number of entries added, duplicates included.
     pub fn len(&self) -> usize {
         self.spans.len()
@@ -118,6 +133,11 @@ impl Batch {
         spans.dedup_by(|later, first| later.prefix == first.prefix && later.address(&text) == first.address(&text));
         Sorted { text, spans, opt_outs }
     }
+}
+
+/// The capacity of a vector when it must hold `len` items: it at least doubles when it grows.
+fn grown(capacity: usize, len: usize) -> usize {
+    if len <= capacity { capacity } else { len.max(2 * capacity) }
 }
 
 impl Span {

@@ -62,6 +62,8 @@ pub struct StreamLimits {
     pub sort_bytes_max: u64,
     /// A list must have as many entries for a long import into it to be sorted.
     pub sort_rows_min: u64,
+    /// Memory of the batches of imports, for all streams.
+    pub batch_bytes_max: usize,
     /// The longest time between two messages of a stream.
     pub idle_timeout: Duration,
 }

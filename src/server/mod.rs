@@ -82,6 +82,7 @@ pub fn stream_limits(options: &ServerOptions) -> StreamLimits {
         batches_in_flight_max: options.batches_in_flight_max.into(),
         sort_bytes_max: options.import_sort_bytes_max,
         sort_rows_min: options.import_sort_rows_min,
+        batch_bytes_max: options.import_bytes_max,
         idle_timeout: Duration::from_secs(options.stream_idle_timeout_secs),
     }
 }

@@ -1,10 +1,12 @@
 //! The limit of the bytes that all calls together may have in work. It bounds the memory of a
 //! server whatever is sent to it.
 //!
-//! A call takes a permit for the bytes of its request before the request is read, and holds it
-//! until the request is processed. One owner (a workspace, or the credentials of an HTTP caller)
-//! holds a quarter at most, so that no other owner waits because of it alone. Both limits are tokio
-//! semaphores, which serve in order and lose nothing when a waiting call is dropped.
+//! A server has two: one for requests, and one for the batches of imports. A call takes a permit
+//! for the bytes of its request before the request is read, and holds it until the request is
+//! processed. A batch takes one as it grows, and holds it until it is stored. One owner (a
+//! workspace, or the credentials of an HTTP caller) holds a quarter at most, so that no other owner
+//! waits because of it alone. Both limits are tokio semaphores, which serve in order and lose
+//! nothing when a waiting call is dropped.
 
 use std::{
     collections::HashMap,
@@ -14,7 +16,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How long a call waits for its bytes before it is refused.
+/// How long the call of a request waits for its bytes before it is refused.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Bytes are counted in units of this size, since a semaphore counts in `u32`.
@@ -37,6 +39,7 @@ struct Inner {
     total: Arc<Semaphore>,
     units: usize,
     owner_units_max: u32,
+    wait_max: Duration,
     owners: Mutex<HashMap<u64, Weak<Semaphore>>>,
 }
 
@@ -45,32 +48,38 @@ struct Inner {
 pub struct Permit {
     owner: OwnedSemaphorePermit,
     total: OwnedSemaphorePermit,
-    owner_units_max: u32,
+    budget: Budget,
 }
 
 impl Budget {
-    /// Creates a budget of `bytes_max` bytes, at least 4 KiB.
+    /// Creates a budget of `bytes_max` bytes, at least 4 KiB. A call waits up to five seconds for its
+    /// bytes before it is refused.
     pub fn new(bytes_max: usize) -> Self {
+        Self::with_wait(bytes_max, WAIT_MAX)
+    }
+
+    /// Creates a budget of which a call waits up to `wait_max` for its bytes.
+    pub fn with_wait(bytes_max: usize, wait_max: Duration) -> Self {
         let units = u32::try_from(bytes_max / UNIT_BYTES).unwrap_or(u32::MAX).clamp(OWNER_PART, u32::MAX >> 3);
         Self(Arc::new(Inner {
             total: Arc::new(Semaphore::new(units as usize)),
             units: units as usize,
             owner_units_max: units / OWNER_PART,
+            wait_max,
             owners: Mutex::default(),
         }))
     }
 
-    /// Takes `bytes` for `owner`, and waits for them up to five seconds. A request that is larger
-    /// than an owner's part counts as that whole part, so it is served when nothing else of its
-    /// owner is in work.
+    /// Takes `bytes` for `owner`, and waits for them. A request that is larger than an owner's part
+    /// counts as that whole part, so it is served when nothing else of its owner is in work.
     ///
     /// # Errors
     /// [`Exhausted`] when the bytes did not become free in time.
     pub async fn acquire(&self, owner: u64, bytes: usize) -> Result<Permit, Exhausted> {
         let units = units(bytes, self.0.owner_units_max);
         let part = self.part_of(owner);
-        let (owner, total) = take(part, self.0.total.clone(), units).await?;
-        Ok(Permit { owner, total, owner_units_max: self.0.owner_units_max })
+        let (owner, total) = self.take(part, units).await?;
+        Ok(Permit { owner, total, budget: self.clone() })
     }
 
     /// How many bytes are held now, in units of 1 KiB.
@@ -81,6 +90,16 @@ impl Budget {
     /// How many bytes may be held.
     pub fn bytes_max(&self) -> usize {
         self.0.units * UNIT_BYTES
+    }
+
+    /// The owner's part comes first: a wait there holds nothing of the whole.
+    async fn take(&self, part: Arc<Semaphore>, units: u32) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Exhausted> {
+        let both = async {
+            let owner = part.acquire_many_owned(units).await.map_err(|_| Exhausted)?;
+            let total = self.0.total.clone().acquire_many_owned(units).await.map_err(|_| Exhausted)?;
+            Ok((owner, total))
+        };
+        tokio::time::timeout(self.0.wait_max, both).await.map_err(|_| Exhausted)?
     }
 
     fn part_of(&self, owner: u64) -> Arc<Semaphore> {
@@ -106,10 +125,9 @@ impl Permit {
     /// [`Exhausted`] when the bytes did not become free in time; the permit then holds what it held
     /// before.
     pub async fn resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
-        let (wanted, held) = (units(bytes, self.owner_units_max), self.total.num_permits() as u32);
-        if wanted > held {
-            let (part, total) = (self.owner.semaphore().clone(), self.total.semaphore().clone());
-            let (owner, total) = take(part, total, wanted - held).await?;
+        let missing = self.missing_units(bytes);
+        if missing > 0 {
+            let (owner, total) = self.budget.take(self.owner.semaphore().clone(), missing).await?;
             self.owner.merge(owner);
             self.total.merge(total);
         }
@@ -117,9 +135,28 @@ impl Permit {
         Ok(())
     }
 
+    /// Takes more bytes, up to `bytes` in all, if they are free and no other call waits for them.
+    pub fn try_grow(&mut self, bytes: usize) -> bool {
+        let missing = self.missing_units(bytes);
+        let Ok(owner) = self.owner.semaphore().clone().try_acquire_many_owned(missing) else { return false };
+        let Ok(total) = self.total.semaphore().clone().try_acquire_many_owned(missing) else { return false };
+        self.owner.merge(owner);
+        self.total.merge(total);
+        true
+    }
+
+    /// How many bytes are held.
+    pub fn bytes(&self) -> usize {
+        self.total.num_permits() * UNIT_BYTES
+    }
+
+    fn missing_units(&self, bytes: usize) -> u32 {
+        units(bytes, self.budget.0.owner_units_max).saturating_sub(self.total.num_permits() as u32)
+    }
+
     /// Releases at once what is held beyond `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
-        let (wanted, held) = (units(bytes, self.owner_units_max) as usize, self.total.num_permits());
+        let (wanted, held) = (units(bytes, self.budget.0.owner_units_max) as usize, self.total.num_permits());
         // Dropping the split-off part releases it.
         self.owner.split(held.saturating_sub(wanted));
         self.total.split(held.saturating_sub(wanted));
@@ -128,20 +165,6 @@ impl Permit {
 
 fn units(bytes: usize, units_max: u32) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).clamp(1, units_max)
-}
-
-/// The owner's part comes first: a wait there holds nothing of the whole.
-async fn take(
-    part: Arc<Semaphore>,
-    total: Arc<Semaphore>,
-    units: u32,
-) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Exhausted> {
-    let both = async {
-        let owner = part.acquire_many_owned(units).await.map_err(|_| Exhausted)?;
-        let total = total.acquire_many_owned(units).await.map_err(|_| Exhausted)?;
-        Ok((owner, total))
-    };
-    tokio::time::timeout(WAIT_MAX, both).await.map_err(|_| Exhausted)?
 }
 
 #[cfg(test)]

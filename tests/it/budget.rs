@@ -6,16 +6,17 @@ use std::{
     time::Duration,
 };
 
-use dnc::proto::{CheckEntriesRequest, DeleteEntriesRequest, dnc_service_client::DncServiceClient};
+use dnc::proto::{CheckEntriesRequest, DeleteEntriesRequest, Entry, ImportEntriesRequest, dnc_service_client::DncServiceClient};
 use futures_util::{StreamExt, future::join_all, stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tonic_types::StatusExt;
 use tower::ServiceExt;
 
 use crate::{
-    address_book::{numbered, request},
+    address_book::{email, numbered, request},
     harness::{TestServer, database, process::Process, with_key},
 };
 
@@ -60,6 +61,16 @@ async fn call(channel: Channel, path: &str, key: &str, body: Body) -> Status {
     }
 }
 
+/// A server on the database of `server`, in a process of its own.
+fn serving(server: &TestServer) -> Process {
+    Process::serving(
+        Command::new(env!("CARGO_BIN_EXE_dnc"))
+            .args(["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--log-format", "json"])
+            .env("DATABASE_URL", &server.database_url)
+            .stderr(Stdio::piped()),
+    )
+}
+
 #[tokio::test]
 async fn messages_with_too_many_entries_are_refused() {
     let server = TestServer::start().await;
@@ -85,12 +96,7 @@ async fn messages_with_too_many_entries_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_is_limited_whatever_is_sent() {
     let server = TestServer::start().await;
-    let process = Process::serving(
-        Command::new(env!("CARGO_BIN_EXE_dnc"))
-            .args(["serve", "--http-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--log-format", "json"])
-            .env("DATABASE_URL", &server.database_url)
-            .stderr(Stdio::piped()),
-    );
+    let process = serving(&server);
     let channel = async || Channel::from_shared(process.grpc_url.clone()).unwrap().connect().await;
     let check = DncServiceClient::new(channel().await.unwrap());
     let small = CheckEntriesRequest { emails: vec!["a@example.com".to_owned()] };
@@ -109,11 +115,71 @@ async fn memory_is_limited_whatever_is_sent() {
     for status in statuses {
         assert!(matches!(status.code(), Code::Ok | Code::InvalidArgument | Code::Unavailable), "{status:?}");
     }
+    require_bounded_memory(&process);
+}
+
+/// The most memory that a server took is below the limit of the documentation.
+fn require_bounded_memory(process: &Process) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
     println!("peak: {} MiB", peak_kib / 1024);
     assert!(peak_kib < 300_000, "{peak_kib} KiB");
+}
+
+/// 9,999 entries with long addresses and reasons: almost a batch that is stored.
+fn long_entries(stream: usize) -> ImportEntriesRequest {
+    let domain = vec!["d".repeat(60); 3].join(".");
+    let entry = |number| {
+        let email = email(format!("{:x<40}@{domain}.com", format!("{stream}-{number}-")));
+        Entry { reason: format!("{number:0>64}"), ..email }
+    };
+    request((0..9_999).map(entry).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imports_that_stall_before_they_are_stored_take_a_bounded_amount_of_memory() {
+    let server = TestServer::start().await;
+    let process = serving(&server);
+    let channel = async || Channel::from_shared(process.grpc_url.clone()).unwrap().connect().await.unwrap();
+    let mut stalled = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let (channel, key) = (channel().await, server.key.clone());
+        stalled.spawn(async move {
+            let body = message(&long_entries(number).encode_to_vec());
+            call(channel, IMPORT, &key, unfinished(body)).await
+        });
+    }
+    let other = with_key(stream::iter([request(numbered(0..10_000).collect())]), &server.other_key);
+    let answer = DncServiceClient::new(channel().await).import_entries(other).await.expect("another workspace is served");
+    assert_eq!(answer.into_inner().imported, 10_000);
+    // An import for which there is no memory for too long is refused.
+    let refused = stalled.join_next().await.unwrap().unwrap();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(refused.get_details_retry_info().is_some());
+    require_bounded_memory(&process);
+    // What the others hold is free again when their callers are gone.
+    stalled.shutdown().await;
+    let again = with_key(stream::iter([long_entries(0)]), &server.key);
+    let answer = DncServiceClient::new(channel().await).import_entries(again).await.unwrap();
+    assert_eq!(answer.into_inner().imported, 9_999);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imports_that_share_little_memory_are_all_stored() {
+    // Not even three ordinary batches fit into the quarter that a workspace may have.
+    let server = TestServer::start_with(&["--import-bytes-max", "16777216"], &database().await).await;
+    let answers = join_all((0..12).map(|stream| {
+        let server = &server;
+        async move {
+            let entries: Vec<_> = numbered(stream * 25_000..(stream + 1) * 25_000).collect();
+            server.import(entries.chunks(5_000).map(|part| request(part.to_vec())).collect()).await
+        }
+    }));
+    for answer in answers.await {
+        assert_eq!(answer.unwrap().imported, 25_000);
+    }
+    assert_eq!(server.count().await, 300_000);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! sender down to the pace of the database.
 
 mod claim;
+mod memory;
 mod runs;
 mod sink;
 mod sorting;
@@ -17,6 +18,7 @@ use tonic::{Status, Streaming};
 
 use self::{
     claim::Claimed,
+    memory::{Held, Memory},
     sink::{Counting, Storing},
     sorting::Sorters,
 };
@@ -28,7 +30,7 @@ use super::{
     status,
 };
 use crate::{
-    domain::{BATCH_ENTRIES_MIN, Batch, Cause, Error, Reason, Tally},
+    domain::{BATCH_ENTRIES_MIN, Cause, Entry, Error, Reason, Tally, WorkspaceId},
     proto::{ImportEntriesRequest, ImportEntriesResponse},
     store::{ImportId, ImportIds, Store},
     telemetry::metrics,
@@ -41,6 +43,9 @@ const DEFAULT_REASON: &str = "import";
 /// no other call from the processor.
 const TURN_ENTRIES: u64 = 256;
 
+/// A batch of fewer entries is not worth a transaction of its own when memory is short.
+const SHORT_BATCH_ENTRIES_MIN: usize = 1_000;
+
 /// Repeats that may wait at the same time.
 const REPEATS_MAX: usize = 16;
 
@@ -50,12 +55,13 @@ pub(super) struct Shared {
     /// Slots for repeats that wait for an import with the same idempotency key.
     repeats: Semaphore,
     sorters: Sorters,
+    memory: Memory,
 }
 
 impl Shared {
     pub(super) fn new(limits: StreamLimits) -> Self {
         let sorters = Sorters::new(limits.sort_bytes_max, limits.sort_rows_min);
-        Self { repeats: Semaphore::new(REPEATS_MAX), sorters }
+        Self { repeats: Semaphore::new(REPEATS_MAX), sorters, memory: Memory::new(limits.batch_bytes_max) }
     }
 }
 
@@ -74,7 +80,7 @@ pub(super) async fn run(
     auth: Arc<Authenticator>,
     principal: Principal,
     limits: StreamLimits,
-    Shared { repeats, sorters }: &Shared,
+    Shared { repeats, sorters, memory }: &Shared,
     stream: Streaming<ImportEntriesRequest>,
 ) -> Result<ImportEntriesResponse, Status> {
     let mut messages = Messages::new(stream, auth, principal.clone(), limits.idle_timeout);
@@ -101,9 +107,10 @@ pub(super) async fn run(
             }
             None => None,
         };
-        Sink::Store(Storing::new(store.clone(), ids, claim, limits, sorters.clone()))
+        Sink::Store(Storing::new(store.clone(), ids, claim, limits, memory.clone(), sorters.clone()))
     };
-    let mut import = Import { limits, default_reason, sink, tally: Tally::default() };
+    let (memory, workspace) = (memory.clone(), ids.workspace);
+    let mut import = Import { limits, default_reason, memory, workspace, sink, sent: 0, tally: Tally::default() };
     let outcome = import.take_all(first, messages).await;
     if let Sink::Store(_) = import.sink {
         metrics::entries_rejected(import.tally.failed);
@@ -122,7 +129,11 @@ pub(super) async fn run(
 struct Import {
     limits: StreamLimits,
     default_reason: Reason,
+    memory: Memory,
+    workspace: WorkspaceId,
     sink: Sink,
+    /// Batches that were sent.
+    sent: usize,
     tally: Tally,
 }
 
@@ -134,8 +145,7 @@ enum Sink {
 
 impl Import {
     async fn take_all(&mut self, first: ImportEntriesRequest, mut messages: Messages<ImportEntriesRequest>) -> Result<(), Error> {
-        let mut batch = Batch::new(BATCH_ENTRIES_MIN);
-        let mut sent = 0;
+        let mut filling = self.memory.begin(self.workspace, BATCH_ENTRIES_MIN).await?;
         let mut index = 0;
         let mut message = Some(first);
         while let Some(current) = message {
@@ -146,22 +156,10 @@ impl Import {
                         let line = entry.line;
                         match convert::entry(entry, &self.default_reason, now) {
                             Ok(entry) => {
-                                // A full batch is sent when another entry follows: only then is it
-                                // known not to be the last.
-                                if batch.is_full() {
-                                    sent += 1;
-                                    // The first batches are small, so that every connection has
-                                    // work soon.
-                                    let is_small = sent < self.limits.batches_in_flight_max;
-                                    let entries_max = if is_small { BATCH_ENTRIES_MIN } else { self.limits.batch_entries_max };
-                                    let full = std::mem::replace(&mut batch, Batch::new(entries_max));
-                                    messages.recheck().await?;
-                                    match &mut self.sink {
-                                        Sink::Store(storing) => storing.send(full, &messages, &mut self.tally).await?,
-                                        Sink::Count(counting) => counting.send(full, &mut self.tally).await?,
-                                    }
+                                if filling.batch.is_full() || !filling.has_room_for(&entry) {
+                                    filling = self.make_room(filling, &entry, &messages).await?;
                                 }
-                                batch.push(&entry);
+                                filling.batch.push(&entry);
                             }
                             Err(failure) => self.tally.rejected(index, line, Cause::Failure(failure)),
                         }
@@ -177,8 +175,51 @@ impl Import {
         }
         messages.recheck().await?;
         match &mut self.sink {
-            Sink::Store(storing) => storing.finish(batch, &messages, &mut self.tally).await,
-            Sink::Count(counting) => counting.finish(batch, &mut self.tally).await,
+            Sink::Store(storing) => storing.finish(filling, &messages, &mut self.tally).await,
+            Sink::Count(counting) => counting.finish(filling, &mut self.tally).await,
         }
+    }
+
+    /// Makes room for `entry` in the batch that is filled, or in the next one. A full batch is sent
+    /// only now, when it is known not to be the last.
+    async fn make_room(
+        &mut self,
+        mut filling: Held,
+        entry: &Entry,
+        messages: &Messages<ImportEntriesRequest>,
+    ) -> Result<Held, Error> {
+        if filling.batch.is_full() {
+            filling = self.send(filling, messages).await?;
+        }
+        while !filling.has_room_for(entry) {
+            let count = filling.batch.len();
+            // Memory is short. What this import holds is stored first.
+            if count >= BATCH_ENTRIES_MIN || (self.sent > 0 && count >= SHORT_BATCH_ENTRIES_MIN) {
+                filling = self.send(filling, messages).await?;
+                continue;
+            }
+            let waited = match &mut self.sink {
+                Sink::Store(storing) => storing.wait_for_one(&mut self.tally).await?,
+                Sink::Count(_) => false,
+            };
+            if !waited {
+                filling.make_room_for(entry).await?;
+            }
+        }
+        Ok(filling)
+    }
+
+    /// Sends a batch, and begins the next one.
+    async fn send(&mut self, full: Held, messages: &Messages<ImportEntriesRequest>) -> Result<Held, Error> {
+        self.sent += 1;
+        // The first batches are small, so that every connection has work soon.
+        let is_small = self.sent < self.limits.batches_in_flight_max;
+        let entries_max = if is_small { BATCH_ENTRIES_MIN } else { self.limits.batch_entries_max };
+        messages.recheck().await?;
+        match &mut self.sink {
+            Sink::Store(storing) => storing.send(full, messages, &mut self.tally).await?,
+            Sink::Count(counting) => counting.send(full, &mut self.tally).await?,
+        }
+        self.memory.begin(self.workspace, entries_max).await
     }
 }

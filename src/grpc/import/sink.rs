@@ -8,10 +8,12 @@ use tracing::Instrument;
 
 use super::{
     claim::Claimed,
+    memory::{Held, Memory},
+    runs::Merged,
     sorting::{Sorters, Sorting},
 };
 use crate::{
-    domain::{Batch, Error, Filter, Tally},
+    domain::{Error, Filter, Tally},
     grpc::{StreamLimits, convert, messages::Messages},
     proto::ImportEntriesRequest,
     store::{Answered, DryRun, End, FirstBatch, ImportIds, Store},
@@ -37,9 +39,16 @@ enum Order {
 }
 
 impl Storing {
-    pub(super) fn new(store: Store, ids: ImportIds, claim: Option<Claimed>, limits: StreamLimits, sorters: Sorters) -> Self {
+    pub(super) fn new(
+        store: Store,
+        ids: ImportIds,
+        claim: Option<Claimed>,
+        limits: StreamLimits,
+        memory: Memory,
+        sorters: Sorters,
+    ) -> Self {
         let in_flight_max = limits.batches_in_flight_max;
-        let inserts = Inserts { store, ids, batches: 0, in_flight: JoinSet::new(), in_flight_max };
+        let inserts = Inserts { store, ids, memory, batches: 0, in_flight: JoinSet::new(), in_flight_max };
         Self { inserts, claim, batch_entries_max: limits.batch_entries_max, order: Order::Short(sorters) }
     }
 
@@ -51,7 +60,7 @@ impl Storing {
     /// flight continue; see [`Storing::settle`].
     pub(super) async fn send(
         &mut self,
-        batch: Batch,
+        batch: Held,
         messages: &Messages<ImportEntriesRequest>,
         tally: &mut Tally,
     ) -> Result<(), Error> {
@@ -85,7 +94,7 @@ impl Storing {
     /// As [`Storing::send`].
     pub(super) async fn finish(
         &mut self,
-        last: Batch,
+        last: Held,
         messages: &Messages<ImportEntriesRequest>,
         tally: &mut Tally,
     ) -> Result<(), Error> {
@@ -96,14 +105,14 @@ impl Storing {
                 .map(|claim| Answered { idempotency_key: claim.idempotency_key.clone(), errors: convert::errors_to_keep(tally) }),
         };
         let inserts = &mut self.inserts;
-        let is_whole = inserts.batches == 0 && !last.is_empty();
+        let is_whole = inserts.batches == 0 && !last.batch.is_empty();
         if is_whole {
             inserts.send(last, 0, tally, Some(end)).await?;
             inserts.wait_for_all(tally).await?;
         } else {
             match &mut self.order {
                 Order::Sorted(sorting) => sorting.finish(last, messages, inserts, tally).await?,
-                Order::Short(_) | Order::Arrival if last.is_empty() => {}
+                Order::Short(_) | Order::Arrival if last.batch.is_empty() => {}
                 Order::Short(_) | Order::Arrival => inserts.send(last, 0, tally, None).await?,
             }
             inserts.wait_for_all(tally).await?;
@@ -113,6 +122,14 @@ impl Storing {
             claim.is_answered = true;
         }
         Ok(())
+    }
+
+    /// Waits for one of the batches in flight. False when there is none.
+    ///
+    /// # Errors
+    /// As [`Storing::send`].
+    pub(super) async fn wait_for_one(&mut self, tally: &mut Tally) -> Result<bool, Error> {
+        self.inserts.wait_for_one(tally).await
     }
 
     /// After an error: waits for the batches in flight, so that the counts include every batch that
@@ -140,6 +157,7 @@ impl Storing {
 pub(super) struct Inserts {
     store: Store,
     ids: ImportIds,
+    memory: Memory,
     batches: usize,
     in_flight: JoinSet<Result<Stored, Error>>,
     in_flight_max: usize,
@@ -152,22 +170,40 @@ struct Stored {
 }
 
 impl Inserts {
+    /// Sends a part of the sorted entries to the database, as [`Inserts::send`] does.
+    ///
+    /// # Errors
+    /// That of any batch so far, and when other imports take all the memory.
+    pub(super) async fn send_merged(&mut self, merged: Merged, tally: &mut Tally) -> Result<(), Error> {
+        let mut held = self.memory.begin(self.ids.workspace, 0).await?;
+        held.batch = merged.batch;
+        while !held.fits() {
+            if !self.wait_for_one(tally).await? {
+                held.fit().await?;
+            }
+        }
+        self.send(held, merged.repeats, tally, None).await
+    }
+
     /// Sends a batch to the database. Waits while too many are in flight. `repeats` is the number
     /// of entries that were left out of it, since their addresses came before.
     ///
     /// # Errors
     /// That of any batch so far.
-    pub(super) async fn send(&mut self, batch: Batch, repeats: u64, tally: &mut Tally, end: Option<End>) -> Result<(), Error> {
+    pub(super) async fn send(&mut self, mut held: Held, repeats: u64, tally: &mut Tally, end: Option<End>) -> Result<(), Error> {
+        // More than it takes is released.
+        held.fits();
         let in_flight_max = if self.batches == 1 { 1 } else { self.in_flight_max };
         while self.in_flight.len() >= in_flight_max {
             self.wait_for_one(tally).await?;
         }
-        let received = batch.len() as u64 + repeats;
+        let received = held.batch.len() as u64 + repeats;
         let first = (self.batches == 0).then_some(FirstBatch { received, failed: tally.failed, end });
         self.batches += 1;
         let (store, ids) = (self.store.clone(), self.ids);
         let insert = async move {
             let started = Instant::now();
+            let Held { batch, permit: _permit, .. } = held;
             let imported = store.insert_batch(ids, batch.into_sorted(), first).await?;
             metrics::batch_stored(received, imported, started);
             Ok(Stored { received, imported })
@@ -176,17 +212,16 @@ impl Inserts {
         Ok(())
     }
 
-    async fn wait_for_one(&mut self, tally: &mut Tally) -> Result<(), Error> {
+    /// Waits for one batch. False when there is none.
+    async fn wait_for_one(&mut self, tally: &mut Tally) -> Result<bool, Error> {
         match self.in_flight.join_next().await {
-            Some(done) => count(done, tally),
-            None => Ok(()),
+            Some(done) => count(done, tally).map(|()| true),
+            None => Ok(false),
         }
     }
 
     async fn wait_for_all(&mut self, tally: &mut Tally) -> Result<(), Error> {
-        while !self.in_flight.is_empty() {
-            self.wait_for_one(tally).await?;
-        }
+        while self.wait_for_one(tally).await? {}
         Ok(())
     }
 }
@@ -214,7 +249,8 @@ impl Counting {
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
-    pub(super) async fn send(&mut self, batch: Batch, tally: &mut Tally) -> Result<(), Error> {
+    pub(super) async fn send(&mut self, held: Held, tally: &mut Tally) -> Result<(), Error> {
+        let Held { batch, permit: _permit, .. } = held;
         let received = batch.len() as u64;
         let dry_run = self.dry_run.get_or_insert_with(|| self.store.begin_dry_run(self.ids.workspace));
         let new = dry_run.count_new(batch.into_sorted()).await?;
@@ -226,12 +262,13 @@ impl Counting {
     ///
     /// # Errors
     /// As [`Counting::send`].
-    pub(super) async fn finish(&mut self, last: Batch, tally: &mut Tally) -> Result<(), Error> {
+    pub(super) async fn finish(&mut self, last: Held, tally: &mut Tally) -> Result<(), Error> {
         if self.dry_run.is_some() {
             return self.send(last, tally).await;
         }
-        let received = last.len() as u64;
-        let new = self.store.count_new(self.ids.workspace, last.into_sorted()).await?;
+        let Held { batch, permit: _permit, .. } = last;
+        let received = batch.len() as u64;
+        let new = self.store.count_new(self.ids.workspace, batch.into_sorted()).await?;
         tally.stored(received, new);
         Ok(())
     }

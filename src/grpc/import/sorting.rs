@@ -20,11 +20,12 @@ use tokio::{
 };
 
 use super::{
+    memory::Held,
     runs::{Merge, Merged, Runs},
     sink::Inserts,
 };
 use crate::{
-    domain::{Batch, Error, Tally},
+    domain::{Error, Tally},
     grpc::messages::Messages,
     proto::ImportEntriesRequest,
 };
@@ -96,14 +97,14 @@ impl Sorting {
     /// `inserts`.
     pub(super) async fn take(
         &mut self,
-        batch: Batch,
+        held: Held,
         messages: &Messages<ImportEntriesRequest>,
         inserts: &mut Inserts,
         tally: &mut Tally,
     ) -> Result<bool, Error> {
-        let received = batch.len() as u64;
+        let received = held.batch.len() as u64;
         let is_slow = self.asked_at.elapsed() > RUN_TIMEOUT;
-        let rest = if is_slow { Some(Merged { batch, repeats: 0 }) } else { self.add(batch).await? };
+        let rest = if is_slow { Some((held, 0)) } else { self.add(held).await? };
         if rest.is_some() {
             self.send_all(rest, messages, inserts, tally).await?;
             return Ok(false);
@@ -114,7 +115,7 @@ impl Sorting {
         {
             messages.recheck().await?;
             sent += sorted.batch.len() as u64 + sorted.repeats;
-            inserts.send(sorted.batch, sorted.repeats, tally, None).await?;
+            inserts.send_merged(sorted, tally).await?;
         }
         if self.is_full() {
             self.turn().await?;
@@ -129,7 +130,7 @@ impl Sorting {
     /// As [`Sorting::take`].
     pub(super) async fn finish(
         &mut self,
-        last: Batch,
+        last: Held,
         messages: &Messages<ImportEntriesRequest>,
         inserts: &mut Inserts,
         tally: &mut Tally,
@@ -141,26 +142,27 @@ impl Sorting {
     /// Sends the entries of both sets, and then `rest`.
     async fn send_all(
         &mut self,
-        rest: Option<Merged>,
+        rest: Option<(Held, u64)>,
         messages: &Messages<ImportEntriesRequest>,
         inserts: &mut Inserts,
         tally: &mut Tally,
     ) -> Result<(), Error> {
         while let Some(sorted) = self.next().await? {
             messages.recheck().await?;
-            inserts.send(sorted.batch, sorted.repeats, tally, None).await?;
+            inserts.send_merged(sorted, tally).await?;
         }
         match rest {
-            Some(rest) => inserts.send(rest.batch, rest.repeats, tally, None).await,
+            Some((rest, repeats)) => inserts.send(rest, repeats, tally, None).await,
             None => Ok(()),
         }
     }
 
     /// Adds a run to the set that is filled. Returns its entries when the file cannot be written;
     /// what was added before can still be read.
-    async fn add(&mut self, batch: Batch) -> Result<Option<Merged>, Error> {
+    async fn add(&mut self, held: Held) -> Result<Option<(Held, u64)>, Error> {
         let filling = self.filling.take();
         let add = move || {
+            let Held { batch, permit, permit_bytes_max } = held;
             let received = batch.len() as u64;
             let run = batch.into_sorted();
             let repeats = received - run.len() as u64;
@@ -173,7 +175,7 @@ impl Sorting {
             };
             let rest = added.err().map(|cause| {
                 tracing::warn!(%cause, "a temporary file cannot be written; an import is stored in the order of arrival");
-                Merged { batch: run.into_batch(), repeats }
+                (Held { batch: run.into_batch(), permit, permit_bytes_max }, repeats)
             });
             (filling, rest)
         };
