@@ -574,8 +574,8 @@ impl Scene {
     }
 }
 
-/// Makes a call until it is answered, for [`RECOVERY_TIMEOUT`] after `began`. Each connection that a
-/// fault closed may fail one call.
+/// Makes a call until it is answered, for [`RECOVERY_TIMEOUT`] after `began`. Each connection that
+/// a fault closed may fail one call.
 ///
 /// # Errors
 /// When there is no answer until then.

@@ -52,8 +52,8 @@ pub struct Permit {
 }
 
 impl Budget {
-    /// Creates a budget of `bytes_max` bytes, at least 4 KiB. A call waits up to five seconds for its
-    /// bytes before it is refused.
+    /// Creates a budget of `bytes_max` bytes, at least 4 KiB. A call waits up to five seconds for
+    /// its bytes before it is refused.
     pub fn new(bytes_max: usize) -> Self {
         Self::with_wait(bytes_max, WAIT_MAX)
     }

@@ -77,8 +77,8 @@ impl Held {
         bytes.max(self.permit.bytes() + STEP_BYTES).min(self.permit_bytes_max)
     }
 
-    /// True when the batch has the memory it takes; as it is now, if no more is added. Takes more if
-    /// it is free, and releases the rest.
+    /// True when there is memory for the batch as it is. Takes more if it is free, and releases
+    /// what the batch does not take.
     pub(super) fn fits(&mut self) -> bool {
         let bytes = self.batch.bytes().min(self.permit_bytes_max);
         self.permit.shrink(bytes);
