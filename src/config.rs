@@ -50,6 +50,9 @@ pub enum LogFormat {
 pub struct DatabaseUrl {
     /// PostgreSQL 14 or later, as postgres://USER:PASSWORD@HOST:PORT/DATABASE
     ///
+    /// HOST:PORT may be several, separated by commas. The one that takes writes is used, and after
+    /// a fail-over the new one.
+    ///
     /// Prefer the variable to the flag: other users of the machine can see the arguments of a
     /// process.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, help_heading = "Database")]

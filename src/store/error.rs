@@ -42,6 +42,16 @@ pub(super) fn slow(cause: &'static str) -> Error {
     Error::Timeout { message: SLOW, source: Some(cause.into()) }
 }
 
+/// `error`, when it came instead of the reply to COMMIT.
+pub(super) fn of_unknown_outcome(error: Error) -> Error {
+    let message = "The database did not confirm the change, so it may be made or not. Send the request again; a repeat is safe.";
+    match error {
+        Error::Unavailable { source, .. } => Error::Unavailable { message, source },
+        Error::Timeout { source, .. } => Error::Timeout { message, source },
+        other => other,
+    }
+}
+
 /// No slot became free in time.
 pub(super) fn busy() -> Error {
     Error::Unavailable { message: BUSY, source: None }
@@ -118,6 +128,8 @@ enum Verdict {
 fn of_database(error: &dyn DatabaseError) -> Verdict {
     let code = error.code().unwrap_or_default();
     match code.as_ref() {
+        // What Citus reports of a worker that cannot be reached. It gives no code of its own.
+        "" | "XX000" if error.message().starts_with("failure on connection marked as essential") => Verdict::Away,
         // Shut down, crashed, starting up; read-only after a fail-over; a conflict that another
         // attempt may resolve.
         "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "40001" | "40P01" => Verdict::Away,

@@ -252,14 +252,17 @@ async fn claim(
     idempotency_key: &str,
     fingerprint: &[u8],
 ) -> Result<Claim, Stop> {
+    // The time comes with the new row: Citus accepts no function in ON CONFLICT whose result
+    // depends on the moment or on settings.
     let claimed = query!(
-        "INSERT INTO import_requests AS known (workspace_id, request_id, import_id, lease_until, fingerprint)
-         VALUES ($1, $2, $3, now() + make_interval(secs => $4), $5)
+        "INSERT INTO import_requests AS known (workspace_id, request_id, import_id, started_at, lease_until, fingerprint)
+         VALUES ($1, $2, $3, now(), now() + make_interval(secs => $4), $5)
          ON CONFLICT (workspace_id, request_id) DO UPDATE SET
-             import_id = excluded.import_id, started_at = now(), lease_until = excluded.lease_until,
+             import_id = excluded.import_id, started_at = excluded.started_at, lease_until = excluded.lease_until,
              finished_at = NULL, errors = NULL, fingerprint = excluded.fingerprint
-         WHERE CASE WHEN known.finished_at IS NULL THEN known.lease_until < now() OR known.import_id = excluded.import_id
-                    ELSE known.finished_at < now() - interval '24 hours' END",
+         WHERE CASE WHEN known.finished_at IS NULL
+                    THEN known.lease_until < excluded.started_at OR known.import_id = excluded.import_id
+                    ELSE excluded.started_at - known.finished_at > interval '24 hours' END",
         workspace.0,
         idempotency_key,
         import.0,

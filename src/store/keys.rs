@@ -128,10 +128,11 @@ impl Store {
     pub async fn revoke_key(&self, id: KeyId) -> Result<(), Error> {
         let revoked = self.write(Share::Service, move |connection| {
             Box::pin(async move {
-                let done = query!("UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE id = $1", id.0)
-                    .execute(connection)
+                query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id.0)
+                    .execute(&mut *connection)
                     .await?;
-                if done.rows_affected() == 0 {
+                let exists = query_scalar!(r#"SELECT EXISTS (SELECT FROM api_keys WHERE id = $1) AS "exists!""#, id.0);
+                if !exists.fetch_one(connection).await? {
                     return Err(Stop::Refused(Error::NotFound("There is no such key; `dnc keys list` shows those that exist.")));
                 }
                 Ok(())

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until, timeout},
@@ -26,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     error::{self, away, slow},
-    session::open,
+    hosts::Hosts,
 };
 use crate::domain::Error;
 
@@ -130,12 +130,12 @@ pub(super) enum Watched<O> {
 }
 
 impl Link {
-    /// Starts the task that polls the database of `connect`. It runs until the handle is dropped.
-    pub(super) fn start(connect: PgConnectOptions) -> (Arc<Self>, AbortOnDropHandle<()>) {
+    /// Starts the task that polls the database of `hosts`. It runs until the handle is dropped.
+    pub(super) fn start(hosts: Hosts) -> (Arc<Self>, AbortOnDropHandle<()>) {
         let (signals, received) = mpsc::channel(64);
         let state = watch::Sender::new(State::Up { polled_at: Instant::now(), backends: None });
         let link = Arc::new(Self { state, generation: AtomicU64::new(0), signals, replied_at: Mutex::new(Instant::now()) });
-        let task = tokio::spawn(keep_polling(link.clone(), connect, received));
+        let task = tokio::spawn(keep_polling(link.clone(), hosts, received));
         (link, AbortOnDropHandle::new(task))
     }
 
@@ -247,7 +247,7 @@ impl Link {
     }
 }
 
-async fn keep_polling(link: Arc<Link>, connect: PgConnectOptions, mut signals: mpsc::Receiver<Signal>) {
+async fn keep_polling(link: Arc<Link>, hosts: Hosts, mut signals: mpsc::Receiver<Signal>) {
     let mut connection = None;
     let mut was_lost = false;
     // Signals that were requested while the link was down.
@@ -260,7 +260,7 @@ async fn keep_polling(link: Arc<Link>, connect: PgConnectOptions, mut signals: m
             signal = signals.recv() => {
                 let Some(signal) = signal else { return };
                 if link.is_up() {
-                    was_lost |= !send(&mut connection, &connect, signal.statement, signal.backend).await;
+                    was_lost |= !send(&mut connection, &hosts, signal.statement, signal.backend).await;
                 } else if pending.len() < PENDING_SIGNALS_MAX {
                     pending.push((signal.statement, signal.backend));
                 }
@@ -270,10 +270,10 @@ async fn keep_polling(link: Arc<Link>, connect: PgConnectOptions, mut signals: m
         }
         let (generation, began) = (link.generation(), Instant::now());
         let is_old = connection.is_some();
-        let mut polled = poll(&mut connection, &connect).await;
+        let mut polled = poll(&mut connection, &hosts).await;
         if polled.is_err() && is_old {
             // Perhaps only this connection was lost; a new one shows.
-            polled = poll(&mut connection, &connect).await;
+            polled = poll(&mut connection, &hosts).await;
             was_lost = true;
         }
         if matches!(polled, Err(sqlx::Error::PoolTimedOut)) && link.has_recent_reply() {
@@ -292,7 +292,7 @@ async fn keep_polling(link: Arc<Link>, connect: PgConnectOptions, mut signals: m
                 }
                 link.state.send_replace(state);
                 while let Some((statement, backend)) = pending.pop() {
-                    if !send(&mut connection, &connect, statement, backend).await {
+                    if !send(&mut connection, &hosts, statement, backend).await {
                         was_lost = true;
                         break;
                     }
@@ -317,12 +317,12 @@ async fn keep_polling(link: Arc<Link>, connect: PgConnectOptions, mut signals: m
 /// # Errors
 /// When there is no reply, or the database accepts no writes. A database that replies with an error
 /// (such as too many connections) counts as up.
-async fn poll(connection: &mut Option<PgConnection>, connect: &PgConnectOptions) -> Result<State, sqlx::Error> {
+async fn poll(connection: &mut Option<PgConnection>, hosts: &Hosts) -> Result<State, sqlx::Error> {
     let polled_at = Instant::now();
     // Taken out, so that a connection without a reply is closed.
     let mut current = match connection.take() {
         Some(current) => current,
-        None => match within(OPEN_TIMEOUT, open(connect)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+        None => match within(OPEN_TIMEOUT, hosts.open()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok((opened, _)) => opened,
             Err(refusal) if error::is_answer(&refusal) => return Ok(State::Up { polled_at, backends: None }),
             Err(error) => return Err(error),
@@ -350,16 +350,11 @@ async fn poll(connection: &mut Option<PgConnection>, connect: &PgConnectOptions)
 }
 
 /// Sends a signal to a backend; false when the database did not reply.
-async fn send(
-    connection: &mut Option<PgConnection>,
-    connect: &PgConnectOptions,
-    statement: &'static str,
-    backend: Backend,
-) -> bool {
+async fn send(connection: &mut Option<PgConnection>, hosts: &Hosts, statement: &'static str, backend: Backend) -> bool {
     let sending = async {
         let mut sender = match connection.take() {
             Some(sender) => sender,
-            None => open(connect).await?.0,
+            None => hosts.open().await?.0,
         };
         sqlx::query(statement).bind(backend.pid).bind(backend.started_at).execute(&mut sender).await?;
         *connection = Some(sender);

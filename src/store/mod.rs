@@ -11,6 +11,7 @@ mod counts;
 mod deletions;
 mod entries;
 mod error;
+mod hosts;
 mod imports;
 mod keys;
 mod link;
@@ -22,18 +23,20 @@ mod shares;
 mod sockets;
 mod tenants;
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use deadpool::managed::Pool;
 use sqlx::{
     ConnectOptions, Connection, PgConnection,
     migrate::{Migrate, Migrator},
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::PgPoolOptions,
+    query_scalar,
 };
 use tokio::{sync::OnceCell, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
+    hosts::Hosts,
     link::Link,
     session::{Sessions, Stop},
     shares::{Share, Shares},
@@ -67,7 +70,7 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 /// How to reach the database.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// A `postgres://` URL.
+    /// A `postgres://` URL. It may name several servers, of which one takes writes.
     pub url: String,
     /// The largest number of connections; at least 4.
     pub connections_max: u32,
@@ -83,12 +86,13 @@ pub struct Store {
     pool: Pool<Sessions>,
     link: Arc<Link>,
     shares: Arc<Shares>,
-    connect: PgConnectOptions,
+    hosts: Hosts,
     /// How long work waits for a connection before the database is reported as unavailable.
     connect_timeout: Duration,
     /// The time limit of work on its connection.
     work_timeout: Duration,
     page_token_secret: Arc<OnceCell<Vec<u8>>>,
+    is_distributed: Arc<OnceCell<bool>>,
     _watching: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -100,37 +104,37 @@ impl Store {
     /// # Errors
     /// [`Error::Invalid`] when the URL is malformed.
     pub fn new(options: &StoreOptions) -> Result<Self, Error> {
-        let connect = PgConnectOptions::from_str(&options.url)
-            .map_err(|_| {
-                Error::invalid("database-url", "The database URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE.")
-            })?
-            .application_name("dnc")
+        let hosts = Hosts::of_url(&options.url)?.with(|options| {
             // The text of a statement belongs into no log. And asking whether it would be logged,
             // as sqlx does, confuses filters that belong to one layer (`telemetry`).
-            .disable_statement_logging();
-        let millis = |duration: Duration| duration.as_millis().to_string();
-        let limited = connect.clone().options(PLANNER).options([
-            ("statement_timeout", millis(options.statement_timeout)),
-            // These release the locks of a server that is gone: the database ends a session whose
-            // link is dead.
-            ("idle_in_transaction_session_timeout", "10s".to_owned()),
-            ("tcp_keepalives_idle", "5".to_owned()),
-            ("tcp_keepalives_interval", "2".to_owned()),
-            ("tcp_keepalives_count", "3".to_owned()),
-            ("tcp_user_timeout", "10s".to_owned()),
-        ]);
+            options.application_name("dnc").disable_statement_logging()
+        });
+        let statement_timeout_millis = options.statement_timeout.as_millis().to_string();
+        let limited = hosts.with(|options| {
+            options.options(PLANNER).options([
+                ("statement_timeout", statement_timeout_millis.as_str()),
+                // These release the locks of a server that is gone: the database ends a session
+                // whose link is dead.
+                ("idle_in_transaction_session_timeout", "10s"),
+                ("tcp_keepalives_idle", "5"),
+                ("tcp_keepalives_interval", "2"),
+                ("tcp_keepalives_count", "3"),
+                ("tcp_user_timeout", "10s"),
+            ])
+        });
         let connections_max = options.connections_max.max(4) as usize;
         let (link, watching) = Link::start(limited.clone());
         // One connection is for the link.
-        let pool = session::pool(Sessions { connect: limited, link: link.clone() }, connections_max - 1)?;
+        let pool = session::pool(Sessions { hosts: limited, link: link.clone() }, connections_max - 1)?;
         Ok(Self {
             pool,
             link,
             shares: Arc::new(Shares::of(connections_max)),
-            connect,
+            hosts,
             connect_timeout: options.connect_timeout,
             work_timeout: session::work_timeout(options.statement_timeout),
             page_token_secret: Arc::default(),
+            is_distributed: Arc::default(),
             _watching: Arc::new(watching),
         })
     }
@@ -144,7 +148,8 @@ impl Store {
         // A separate connection, because a migration of a large table may take longer than the time
         // limit of a statement.
         let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(self.connect_timeout);
-        let pool = pool.connect_with(self.connect.clone()).await.map_err(error::from_sqlx)?;
+        let connecting = async { pool.connect_with(self.hosts.writable().await?).await };
+        let pool = connecting.await.map_err(error::from_sqlx)?;
         MIGRATOR.run(&pool).await.map_err(error::from_migrate)?;
         pool.close().await;
         Ok(())
@@ -174,6 +179,22 @@ impl Store {
         .await
     }
 
+    /// True when Citus may distribute the tables over several servers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] and [`Error::Timeout`].
+    async fn is_distributed(&self) -> Result<bool, Error> {
+        let is_distributed = self.is_distributed.get_or_try_init(|| {
+            self.read(Share::Service, |connection| {
+                Box::pin(async move {
+                    let found = query_scalar!(r#"SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') AS "found!""#);
+                    Ok(found.fetch_one(connection).await?)
+                })
+            })
+        });
+        is_distributed.await.copied()
+    }
+
     /// The use of the connections, and whether the database answers.
     pub fn levels(&self) -> DatabaseLevels {
         let pool = self.pool.status();
@@ -196,7 +217,7 @@ impl Store {
     }
 
     async fn connect_once(&self) -> Result<PgConnection, Error> {
-        let opening = timeout(self.connect_timeout, self.connect.connect());
+        let opening = timeout(self.connect_timeout, async { self.hosts.writable().await?.connect().await });
         opening.await.map_err(|_| error::away("no connection in time"))?.map_err(error::from_sqlx)
     }
 

@@ -32,6 +32,7 @@ use tracing::Instrument;
 use super::{
     Store,
     error::{self, from_sqlx},
+    hosts::Hosts,
     link::{Backend, Link, Watched, within},
     shares::{Share, Slot},
     sockets,
@@ -97,7 +98,7 @@ pub(super) async fn open(options: &PgConnectOptions) -> Result<(PgConnection, Ba
 /// Opens sessions for the pool, and tests those that are reused.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    pub(super) connect: PgConnectOptions,
+    pub(super) hosts: Hosts,
     pub(super) link: Arc<Link>,
 }
 
@@ -109,7 +110,7 @@ impl Manager for Sessions {
         // Read before opening: a connection that is opened while the link is found silent may be
         // silent, too.
         let generation = self.link.generation();
-        let (connection, backend) = open(&self.connect).await?;
+        let (connection, backend) = self.hosts.open().await?;
         Ok(Session { connection, backend, generation, used_at: Instant::now(), is_idle: true })
     }
 
@@ -394,11 +395,14 @@ impl Store {
                 }
             }
             Watched::GivenUp(error) => {
-                let repeat = if is_committing.load(Ordering::Relaxed) { Repeat::OutcomeUnknown } else { Repeat::Safe };
+                let failed = match is_committing.load(Ordering::Relaxed) {
+                    true => Failed { error: error::of_unknown_outcome(error), repeat: Repeat::OutcomeUnknown },
+                    false => Failed { error, repeat: Repeat::Safe },
+                };
                 // The socket is closed here. The caller need not wait until the database has
                 // noticed, but the slot must.
                 drop(Object::take(session));
-                let _ = reply.send(Err(Failed { error, repeat }));
+                let _ = reply.send(Err(failed));
                 self.link.terminate(backend).await;
                 drop(slot);
             }
@@ -438,13 +442,14 @@ impl WorkError {
         match self.stop {
             Stop::Refused(error) => Failed { error, repeat: Repeat::Pointless },
             Stop::Database(error) => {
-                let repeat = match (error::is_transient(&error), is_committing) {
+                let (is_transient, is_dead) = (error::is_transient(&error), error::is_dead_connection(&error));
+                let error = from_sqlx(error);
+                match (is_transient, is_committing) {
                     // A conflict that is reported at COMMIT is a definite reply.
-                    (true, true) if error::is_dead_connection(&error) => Repeat::OutcomeUnknown,
-                    (true, _) => Repeat::Safe,
-                    (false, _) => Repeat::Pointless,
-                };
-                Failed { error: from_sqlx(error), repeat }
+                    (true, true) if is_dead => Failed { error: error::of_unknown_outcome(error), repeat: Repeat::OutcomeUnknown },
+                    (true, _) => Failed { error, repeat: Repeat::Safe },
+                    (false, _) => Failed { error, repeat: Repeat::Pointless },
+                }
             }
         }
     }

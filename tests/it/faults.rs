@@ -433,6 +433,34 @@ async fn a_promoted_standby_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_servers_in_the_url_the_one_that_takes_writes_is_used() {
+    let mut old = OwnPostgres::start().await;
+    let mut new = old.standby().await;
+    // Both have the same user, password and database. The standby is named first.
+    let host = |url: &str| url::Url::parse(url).unwrap()[url::Position::BeforeHost..url::Position::AfterPort].to_owned();
+    let (old_host, new_host) = (host(&old.url), host(&new.url));
+    let both = old.url.replace(&old_host, &format!("{new_host},{old_host}"));
+    let server = TestServer::start_through(&[], &old.url, &both).await;
+    let client = server.upstream();
+    all_of(make_all(&client, &server.key, 0..2)).await;
+    until("the copy is complete", || async {
+        let lag = "SELECT count(*) FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()";
+        sqlx::query_scalar::<_, i64>(lag).fetch_one(&mut server.connection().await).await.unwrap() == 1
+    })
+    .await;
+    let stored = server.count().await;
+    old.end("QUIT").await;
+    let ready = || async { http_client().get(format!("{}/readyz", server.http_url)).send().await.unwrap().status() };
+    until("a standby alone is not enough", || async { ready().await == 503 }).await;
+    let mut promoted = <sqlx::PgConnection as sqlx::Connection>::connect(&new.url).await.unwrap();
+    assert!(sqlx::query_scalar::<_, bool>("SELECT pg_promote(true, 30)").fetch_one(&mut promoted).await.unwrap());
+    require_recovery(&client, &server.key, 0).await;
+    assert_eq!(ready().await, 200);
+    assert!(sqlx::query_scalar::<_, i64>("SELECT count(*) FROM entries").fetch_one(&mut promoted).await.unwrap() >= stored);
+    new.end("QUIT").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_stopped_or_killed_during_an_import_loses_nothing_acknowledged() {
     let mut postgres = OwnPostgres::start().await;
     let server = TestServer::start_with(&[], &postgres.url).await;

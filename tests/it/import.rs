@@ -202,6 +202,26 @@ async fn a_long_stream_in_many_batches_counts_exactly_and_is_logged_once() {
 }
 
 #[tokio::test]
+async fn counts_are_exact_where_citus_is_installed() {
+    let server = TestServer::start().await;
+    // The statement that is used then runs on any PostgreSQL; only the name of the extension is
+    // needed.
+    let rename = "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql'";
+    sqlx::raw_sql(rename).execute(&mut server.connection().await).await.unwrap();
+    let first = server.import(vec![request(numbered(0..5).collect())]).await.unwrap();
+    assert_eq!(counts(&first), (5, 0, 0));
+    let known = Some(Timestamp { seconds: 1_000_000_000, nanos: 0 });
+    let later = numbered(3..10).map(|entry| Entry { unsubscribe_time: known, ..entry });
+    let second = server.import(vec![request(later.chain(numbered(9..12)).collect())]).await.unwrap();
+    assert_eq!(counts(&second), (7, 3, 0));
+    assert_eq!(server.count().await, 12);
+    let listed =
+        server.client().await.list_entries(with_key(ListEntriesRequest::default(), &server.key)).await.unwrap().into_inner();
+    assert_eq!(listed.total_size, 12);
+    assert_eq!(listed.entries.iter().filter(|entry| entry.unsubscribe_time == known).count(), 5);
+}
+
+#[tokio::test]
 async fn only_the_first_ten_thousand_errors_are_described() {
     let server = TestServer::start().await;
     let requests = (0..3).map(|_| request((0..4_000).map(|_| email("bad")).collect())).collect();
