@@ -30,9 +30,3 @@ pub mod telemetry;
 pub mod wire;
 
 pub use wire::proto;
-
-/// jemalloc takes less processor time than the system's allocator where many small texts are
-/// allocated and freed on several threads, and it gives memory back. It is set here and not in
-/// `main`, so that benchmarks measure what the program runs.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
