@@ -247,6 +247,9 @@ mod tests {
             ("a@x.de.com", "r"),
             ("a-long-one@x.de", "s"),
             ("a-long-on@x.de", "s"),
+            // These differ only after the prefix by which they are sorted first.
+            ("a-long-one@x.de.eu", "s"),
+            ("a-long-one@x.de.com", "s"),
         ];
         for (address, reason) in entries {
             batch.push(&entry(address, reason));
@@ -257,7 +260,7 @@ mod tests {
         expected.sort_unstable();
         expected.dedup();
         assert_eq!(sorted.addresses(), expected);
-        assert_eq!(sorted.reasons(), ["s", "s", "r", "r", "first", "r"]);
+        assert_eq!(sorted.reasons(), ["s", "s", "s", "s", "r", "r", "first", "r"]);
     }
 
     #[test]
@@ -275,6 +278,23 @@ mod tests {
         assert_eq!(full_at(&short), 50_000);
         let bytes = long.address.as_str().len();
         assert_eq!(full_at(&long), (Batch::TEXT_BYTES_MAX - 1).div_ceil(bytes));
+    }
+
+    #[test]
+    fn the_memory_of_a_batch_is_known_before_an_entry_is_added() {
+        let mut batch = Batch::new(0);
+        assert_eq!(batch.bytes(), 0);
+        for number in 0..2_000 {
+            let entry = entry(&format!("a{number}@x.de"), &format!("reason {number}"));
+            let unsubscribed_at = (number % 3 == 0).then_some(OffsetDateTime::UNIX_EPOCH);
+            let entry = Entry { unsubscribed_at, ..entry };
+            let foreseen = batch.bytes_with(&entry);
+            batch.push(&entry);
+            // The first allocations of a vector are larger than needed.
+            if number > 12 {
+                assert_eq!(batch.bytes(), foreseen, "{number}");
+            }
+        }
     }
 
     #[test]
@@ -301,6 +321,8 @@ mod tests {
         assert_eq!(sorted.addresses(), ["a@x.de", "b@x.de", "c@x.de"]);
         let times = [Some(2), Some(1), None].map(|secs| secs.map(|secs| now - time::Duration::seconds(secs)));
         assert_eq!(sorted.unsubscribed_at(), Some(times.to_vec()));
+        let [a, b, c] = times;
+        assert!(sorted.iter().eq([("a@x.de", "r", a), ("b@x.de", "r", b), ("c@x.de", "r", c)]));
         let mut without = Batch::new(0);
         without.push(&entry("a@x.de", "r"));
         assert_eq!(without.into_sorted().unsubscribed_at(), None);

@@ -327,14 +327,14 @@ impl From<Status> for Problem {
             }
             Code::Ok | Code::Unknown | Code::Internal | Code::DataLoss | Code::Unimplemented => {
                 if cause.code() != Code::Internal {
-                    tracing::error!(code = ?cause.code(), message = cause.message(), "unforeseen status");
+                    tracing::error!(code = ?cause.code(), text = cause.message(), "unforeseen status");
                 }
                 return Self::internal();
             }
         };
         let details = cause.get_error_details();
         let Some(info) = details.error_info().filter(|info| info.domain == DOMAIN) else {
-            tracing::warn!(code = ?cause.code(), message = cause.message(), "a status that is not the service's own");
+            tracing::warn!(code = ?cause.code(), text = cause.message(), "a status that is not the service's own");
             let retry_after_secs = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(2);
             return Self { retry_after_secs, ..Self::new(status, fallback) };
         };
@@ -420,6 +420,12 @@ mod tests {
         }
     }
 
+    fn json_of(body: axum::body::Body) -> Value {
+        let bytes = http_body_util::BodyExt::collect(body);
+        let bytes = futures_util::FutureExt::now_or_never(bytes).expect("whole").expect("whole").to_bytes();
+        serde_json::from_slice(&bytes).expect("JSON")
+    }
+
     #[test]
     fn every_code_has_its_http_status_and_foreign_messages_are_not_quoted() {
         for code in (0..=16).map(Code::from) {
@@ -444,6 +450,69 @@ mod tests {
     }
 
     #[test]
+    fn a_status_that_nobody_foresaw_is_logged() {
+        for code in (0..=16).map(Code::from) {
+            let expected = match code {
+                // The service has logged its cause.
+                Code::Internal => String::new(),
+                _ if expected(code) == 500 => format!("ERROR unforeseen status code={code:?} text=\"secret\"\n"),
+                _ => format!(" WARN a status that is not the service's own code={code:?} text=\"secret\"\n"),
+            };
+            assert_eq!(telemetry::logged(|| drop(Problem::from(Status::new(code, "secret")))), expected);
+        }
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_for_programs_too() {
+        let details = json!(Problem::invalid("email", "is missing").details);
+        assert_eq!(details, json!({ "reason": "INVALID", "fields": [{ "field": "email", "message": "is missing" }] }));
+    }
+
+    #[test]
+    fn a_problem_tells_what_was_stored_until_then() {
+        for (domain, count, stored) in [(DOMAIN, 3, Some(3)), (DOMAIN, 0, None), ("other", 3, None)] {
+            let counts = [("imported".to_owned(), count.to_string())];
+            let details = tonic_types::ErrorDetails::with_error_info("CANCELLED", domain, counts);
+            let mut cancelled = Status::with_error_details(Code::Cancelled, "", details);
+            cancelled.metadata_mut().insert("x-ratelimit-limit", "7".parse().expect("a value"));
+            let problem = Problem::busy().with_outcome_of(&cancelled);
+            assert_eq!(problem.details.as_ref().and_then(|details| details.stored.imported), stored, "{domain} {count}");
+            assert_eq!(problem.details.is_some(), stored.is_some(), "{domain} {count}");
+            assert_eq!(problem.into_response().headers()["x-ratelimit-limit"], "7");
+        }
+    }
+
+    #[test]
+    fn only_a_caller_who_is_not_admitted_is_refused() {
+        let invalid = |field: &str| {
+            let mut details = tonic_types::ErrorDetails::with_error_info("INVALID", DOMAIN, []);
+            details.add_bad_request_violation(field, "Mend it.");
+            Status::with_error_details(Code::InvalidArgument, "Mend it.", details)
+        };
+        assert!(is_refusal(&invalid("x-workspace-id")));
+        assert!(!is_refusal(&invalid("emails")));
+        for code in (0..=16).map(Code::from) {
+            assert_eq!(is_refusal(&Status::new(code, "")), matches!(expected(code), 401 | 403 | 429), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_read_is_answered_with_what_to_do() {
+        for (status, words) in [
+            (StatusCode::BAD_REQUEST, "Send a well-formed request."),
+            (StatusCode::URI_TOO_LONG, "Send a long list of addresses in the body of a POST."),
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "Send fewer."),
+        ] {
+            let response = unreadable(status);
+            assert_eq!(response.status(), status);
+            assert_eq!(response.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+            assert!(response.headers().contains_key(telemetry::REQUEST_ID));
+            let message = json_of(response.into_body())["message"].take();
+            assert!(message.as_str().is_some_and(|message| message.ends_with(words)), "{message}");
+        }
+    }
+
+    #[test]
     fn an_error_response_repeats_its_status_in_head_and_body() {
         for (problem, header) in [
             (Problem::invalid("email", "is missing"), None),
@@ -460,9 +529,7 @@ mod tests {
             }
             assert_eq!(parts.headers.contains_key("www-authenticate"), status == StatusCode::UNAUTHORIZED);
             assert_eq!(parts.headers.contains_key("accept-encoding"), status == StatusCode::UNSUPPORTED_MEDIA_TYPE);
-            let bytes = http_body_util::BodyExt::collect(body);
-            let bytes = futures_util::FutureExt::now_or_never(bytes).expect("whole").expect("whole").to_bytes();
-            let json: Value = serde_json::from_slice(&bytes).expect("JSON");
+            let json = json_of(body);
             assert_eq!((&json["error"], &json["message"]), (&json!(status.canonical_reason()), &json!(message)));
             assert_eq!(json["code"], status.as_u16());
             assert_eq!(json.get("details").is_some(), has_details);

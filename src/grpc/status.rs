@@ -106,6 +106,7 @@ fn chain(source: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry;
 
     /// One error of each kind.
     fn every_error() -> Vec<Error> {
@@ -160,6 +161,18 @@ mod tests {
             let bearer = status.metadata().get("www-authenticate").is_some_and(|value| value == "Bearer");
             assert_eq!(bearer, code == Code::Unauthenticated);
             assert!(!format!("{status:?}").contains("cause"), "a cause goes to the log only");
+        }
+    }
+
+    #[test]
+    fn a_cause_is_logged_as_an_error_only_if_the_fault_is_ours() {
+        for error in every_error() {
+            let expected = match expected(&error) {
+                (Code::Internal, ..) => "ERROR internal error cause=cause\n",
+                (Code::Unavailable, ..) => " WARN call failed reason=UNAVAILABLE cause=cause\n",
+                _ => "",
+            };
+            assert_eq!(telemetry::logged(|| drop(from_error(error))), expected);
         }
     }
 

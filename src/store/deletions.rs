@@ -143,10 +143,8 @@ async fn delete_after(
     let (deleted, last): (i64, Option<String>) = query.build_query_as().fetch_one(&mut *connection).await?;
     // A deletion that finds nothing is logged, too. The empty last batch of another deletion adds
     // nothing to its row.
-    if deleted > 0 || after.is_empty() {
-        log(connection, ids, &Selection::All(filter), deleted).await?;
-        counts::add(connection, workspace, -deleted).await?;
-    }
+    log(connection, ids, &Selection::All(filter), deleted).await?;
+    counts::add(connection, workspace, -deleted).await?;
     Ok((deleted, last))
 }
 

@@ -93,7 +93,6 @@ pub(super) fn is_dead_connection(error: &sqlx::Error) -> bool {
 pub(super) fn leaves_connection_usable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(inner) => !is_dead_connection(error) && inner.code().is_none_or(|code| code != "25006"),
-        sqlx::Error::RowNotFound => true,
         _ => false,
     }
 }
@@ -139,5 +138,110 @@ fn of_database(error: &dyn DatabaseError) -> Verdict {
         // connections, I/O error.
         code if ["08", "28", "3D", "53", "58"].iter().any(|class| code.starts_with(class)) => Verdict::Away,
         _ => Verdict::Fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{borrow::Cow, fmt};
+
+    use sqlx::error::ErrorKind;
+
+    use super::*;
+
+    /// An error of the database with this SQLSTATE.
+    #[derive(Debug)]
+    struct Reported(&'static str);
+
+    impl fmt::Display for Reported {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl std::error::Error for Reported {}
+
+    impl DatabaseError for Reported {
+        fn message(&self) -> &str {
+            self.0
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    fn reported(code: &'static str) -> sqlx::Error {
+        sqlx::Error::Database(Box::new(Reported(code)))
+    }
+
+    /// What is to be done about an error: the kind of the caller's error, and of the functions
+    /// above those that are true.
+    fn treatment(error: sqlx::Error) -> (&'static str, Vec<&'static str>) {
+        let predicates = [
+            ("answer", is_answer as fn(&sqlx::Error) -> bool),
+            ("dead", is_dead_connection),
+            ("usable", leaves_connection_usable),
+            ("transient", is_transient),
+        ];
+        let holds = predicates.iter().filter(|(_, holds)| holds(&error)).map(|(name, _)| *name).collect();
+        let kind = match from_sqlx(error) {
+            Error::Unavailable { message: AWAY, source: Some(_) } => "away",
+            Error::Timeout { message: SLOW, source: Some(_) } => "slow",
+            Error::Internal { .. } => "fault",
+            _ => "?",
+        };
+        (kind, holds)
+    }
+
+    #[test]
+    fn an_error_of_the_database_is_treated_by_its_code() {
+        for (codes, kind, holds) in [
+            (&["57P01", "57P02", "57P03", "57P05", "08006"][..], "away", &["dead", "transient"][..]),
+            (&["25006"], "away", &["answer", "transient"]),
+            (&["40001", "40P01"], "away", &["answer", "usable", "transient"]),
+            (&["28P01", "3D000", "53300", "58030"], "away", &["answer", "usable"]),
+            (&["57014", "55P03"], "slow", &["answer", "usable"]),
+            (&["22000", "23503", "42P01"], "fault", &["answer", "usable"]),
+        ] {
+            for code in codes {
+                assert_eq!(treatment(reported(code)), (kind, holds.to_vec()), "{code}");
+            }
+        }
+        assert!(is_read_only(&Stop::Database(reported("25006"))));
+        assert!(!is_read_only(&Stop::Database(reported("25001"))));
+        assert!(!is_read_only(&Stop::Refused(Error::Cancelled)));
+    }
+
+    #[test]
+    fn an_error_of_the_connection_is_treated_by_its_kind() {
+        let closed = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        for error in [
+            sqlx::Error::Io(closed()),
+            sqlx::Error::Tls("".into()),
+            sqlx::Error::Protocol(String::new()),
+            sqlx::Error::PoolTimedOut,
+        ] {
+            assert_eq!(treatment(error), ("away", vec!["dead", "transient"]));
+        }
+        assert_eq!(treatment(sqlx::Error::Decode("".into())), ("fault", vec![]));
+        let migrating = |error| matches!(from_migrate(MigrateError::Execute(error)), Error::Unavailable { .. });
+        assert!(migrating(sqlx::Error::Io(closed())) && !migrating(reported("42P07")));
     }
 }

@@ -474,10 +474,7 @@ where
             Ok(done)
         }
         Err(stop) => {
-            let is_rolled_back = match &stop {
-                Stop::Database(error) if !error::leaves_connection_usable(error) => false,
-                _ => sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok(),
-            };
+            let is_rolled_back = sqlx::raw_sql("ROLLBACK").execute(connection).await.is_ok();
             Err(WorkError::of(stop, is_rolled_back))
         }
     }
@@ -500,4 +497,20 @@ pub(super) async fn close(pool: &Pool<Sessions>) {
     let idle = pool.retain(|_, _| false).removed;
     let closing: Vec<_> = idle.into_iter().map(|session| session.connection.close().boxed()).collect();
     let _ = timeout(PING_TIMEOUT, futures_util::future::join_all(closing)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn attempts_are_repeated_after_growing_pauses_until_a_limit() {
+        let mut retry = Retry::begin();
+        assert!(retry.pause().await && retry.pause().await);
+        assert_eq!(retry.pause, 9 * Retry::FIRST_PAUSE);
+        // The pause would end too late.
+        retry.give_up_at = Instant::now() + retry.pause / 2;
+        assert!(!retry.pause().await);
+        assert!(!Retry::never().pause().await);
+    }
 }

@@ -176,6 +176,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_connections_are_divided_among_the_kinds_of_work() {
+        // All slots and those of one workspace, of look-ups, exports, imports and scans.
+        for (connections_max, expected) in [
+            (4, [(3, 2), (2, 1), (1, 1), (1, 1)]),
+            (7, [(5, 4), (2, 1), (2, 1), (1, 1)]),
+            (8, [(6, 5), (2, 1), (4, 2), (2, 1)]),
+            (16, [(12, 11), (4, 2), (8, 4), (2, 1)]),
+            (100, [(75, 74), (25, 13), (50, 25), (12, 6)]),
+        ] {
+            let Shares { look_ups, exports, imports, scans, .. } = Shares::of(connections_max);
+            let divided = [look_ups, exports, imports, scans].map(|slots| (slots.all.available_permits(), slots.workspace_max));
+            assert_eq!(divided, expected, "{connections_max}");
+        }
+    }
+
     #[tokio::test]
     async fn workspaces_that_have_no_slot_are_forgotten() {
         let shares = Shares::of(16);
@@ -183,5 +199,15 @@ mod tests {
             drop(shares.acquire(Share::LookUp(WorkspaceId(number))).await.expect("a slot"));
         }
         assert!(shares.look_ups.by_workspace.lock().expect("not poisoned").len() < 100);
+    }
+
+    #[tokio::test]
+    async fn a_workspace_that_has_slots_is_remembered() {
+        let slots = Slots::new(2, 1);
+        let _held = slots.acquire(OURS).await.expect("a slot");
+        for number in 10..100 {
+            drop(slots.acquire(WorkspaceId(number)).await.expect("a slot"));
+        }
+        assert!(slots.acquire(OURS).now_or_never().is_none());
     }
 }

@@ -63,21 +63,6 @@ impl Store {
         .await
     }
 
-    /// True when the workspace exists.
-    ///
-    /// # Errors
-    /// As [`Store::create_workspace`].
-    pub async fn workspace_exists(&self, id: WorkspaceId) -> Result<bool, Error> {
-        self.read(Share::Service, move |connection| {
-            Box::pin(async move {
-                Ok(query_scalar!(r#"SELECT EXISTS (SELECT FROM workspaces WHERE id = $1) AS "exists!""#, id.0)
-                    .fetch_one(connection)
-                    .await?)
-            })
-        })
-        .await
-    }
-
     /// Creates a user who is a member of these workspaces.
     ///
     /// # Errors

@@ -109,3 +109,16 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
         .cloned()
         .unwrap_or_else(|| HeaderValue::from_str(&Uuid::new_v4().to_string()).unwrap_or(HeaderValue::from_static("none")))
 }
+
+/// The log lines of `work`, as text: the level, the message and the fields.
+#[cfg(test)]
+pub(crate) fn logged(work: impl FnOnce()) -> String {
+    use std::io::{Read, Seek};
+
+    let mut file = std::sync::Arc::new(tempfile::tempfile().expect("a file"));
+    let lines = fmt().without_time().with_target(false).with_ansi(false).with_writer(file.clone()).finish();
+    tracing::subscriber::with_default(lines, work);
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("what was written");
+    text
+}

@@ -2,14 +2,15 @@
 
 use dnc::{
     postgres::{self, PrivatePostgres},
-    proto::DeleteEntriesRequest,
+    proto::{DeleteEntriesRequest, ImportOptions},
 };
+use sqlx::PgConnection;
 use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::{
-    address_book::{numbered, request},
-    harness::{TestServer, until, with_key},
+    address_book::{numbered, request, with_options},
+    harness::{Flow, Proxy, TestServer, until, with_key},
 };
 
 /// A private PostgreSQL with a migrated database, which a test may damage.
@@ -24,21 +25,30 @@ async fn own_database(dir: &std::path::Path) -> (PrivatePostgres, String) {
     (postgres, database_url)
 }
 
+/// From now on a commit waits for a standby that does not exist, after it has taken effect here.
+async fn hold_commits(connection: &mut PgConnection) {
+    sqlx::raw_sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").execute(&mut *connection).await.unwrap();
+    sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut *connection).await.unwrap();
+    let shown = async |connection: &mut PgConnection| -> String {
+        sqlx::query_scalar("SHOW synchronous_standby_names").fetch_one(connection).await.unwrap()
+    };
+    while shown(connection).await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn release_commits(connection: &mut PgConnection) {
+    sqlx::raw_sql("ALTER SYSTEM RESET synchronous_standby_names").execute(&mut *connection).await.unwrap();
+    sqlx::raw_sql("SELECT pg_reload_conf()").execute(connection).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_is_counted_by_its_outcome() {
     let dir = tempfile::tempdir().unwrap();
     let (_postgres, database_url) = own_database(dir.path()).await;
     let server = TestServer::start_with(&[], &database_url).await;
     let mut connection = server.connection().await;
-    // A commit now waits for a standby that does not exist, after it has taken effect here.
-    sqlx::raw_sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").execute(&mut connection).await.unwrap();
-    sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
-    let shown = async |connection: &mut sqlx::PgConnection| -> String {
-        sqlx::query_scalar("SHOW synchronous_standby_names").fetch_one(connection).await.unwrap()
-    };
-    while shown(&mut connection).await.is_empty() {
-        tokio::task::yield_now().await;
-    }
+    hold_commits(&mut connection).await;
     let mut client = server.client().await;
     let call = with_key(tokio_stream::iter([request(numbered(0..5).collect())]), &server.key);
     let running = tokio::spawn(async move { client.import_entries(call).await });
@@ -47,11 +57,75 @@ async fn a_commit_whose_answer_was_lost_is_counted_by_its_outcome() {
         sqlx::query(end).execute(&mut server.connection().await).await.unwrap().rows_affected() == 1
     })
     .await;
-    sqlx::raw_sql("ALTER SYSTEM RESET synchronous_standby_names").execute(&mut connection).await.unwrap();
-    sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
+    release_commits(&mut connection).await;
     let answer = running.await.unwrap().unwrap().into_inner();
     assert_eq!((answer.imported, answer.skipped), (5, 0));
     assert_eq!(server.count().await, 5);
+}
+
+#[tokio::test]
+async fn a_lost_commit_is_looked_up_until_its_outcome_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_postgres, database_url) = own_database(dir.path()).await;
+    let proxy = Proxy::to(&database_url).await;
+    let server = TestServer::start_through(&[], &database_url, &proxy.url(&database_url)).await;
+    let mut connection = server.connection().await;
+
+    // Rolled back: the first transaction to commit ends its own backend instead.
+    let end_once = "CREATE SEQUENCE ends;
+        CREATE FUNCTION end_once() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF nextval('ends') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+                RETURN NULL;
+            END
+        $$;
+        CREATE CONSTRAINT TRIGGER end_once AFTER INSERT ON entries DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION end_once()";
+    sqlx::raw_sql(end_once).execute(&mut connection).await.unwrap();
+    let answer = server.import(vec![request(numbered(0..5).collect())]).await.unwrap();
+    assert_eq!((answer.imported, answer.skipped), (5, 0));
+    assert_eq!(server.count().await, 5);
+
+    // The same for the transaction that claims an idempotency key.
+    let end_a_claim = "SELECT setval('ends', 1, false);
+        DROP TRIGGER end_once ON entries;
+        CREATE CONSTRAINT TRIGGER end_once AFTER INSERT ON import_requests DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION end_once()";
+    sqlx::raw_sql(end_a_claim).execute(&mut connection).await.unwrap();
+    let options = ImportOptions { request_id: "once".to_owned(), ..ImportOptions::default() };
+    let answer = server.import(vec![with_options(numbered(15..20).collect(), options)]).await.unwrap();
+    assert_eq!((answer.imported, answer.skipped), (5, 0));
+
+    let import = |entries: std::ops::Range<u32>| {
+        let call = with_key(tokio_stream::iter([request(numbered(entries).collect())]), &server.key);
+        let mut client = server.upstream();
+        tokio::spawn(async move { client.import_entries(call).await })
+    };
+    let is_there = async |activity: &str| -> bool {
+        let sql = format!("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND {activity})");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut server.connection().await).await.unwrap()
+    };
+
+    // Still running when it is looked up for the first time.
+    hold_commits(&mut connection).await;
+    let running = import(5..10);
+    until("the commit waits", || is_there("wait_event = 'SyncRep'")).await;
+    proxy.existing(Flow::Cut);
+    until("its outcome is looked up", || is_there("query LIKE 'SELECT pg_xact_status(%'")).await;
+    release_commits(&mut connection).await;
+    let answer = running.await.unwrap().unwrap().into_inner();
+    assert_eq!((answer.imported, answer.skipped), (5, 0));
+
+    // Never known.
+    hold_commits(&mut connection).await;
+    let running = import(10..15);
+    until("the commit waits", || is_there("wait_event = 'SyncRep'")).await;
+    proxy.cut();
+    let status = tokio::time::timeout(std::time::Duration::from_secs(60), running).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    proxy.mend();
+    release_commits(&mut connection).await;
+    until("it is stored", async || server.count().await == 20).await;
 }
 
 #[tokio::test]
@@ -66,29 +140,34 @@ async fn a_transaction_in_conflict_is_retried_within_limits() {
         $$;";
     let mut connection = server.connection().await;
     sqlx::raw_sql(refuse).execute(&mut connection).await.unwrap();
-    let mut number = 0;
-    for (event, tries, code, stored) in [
-        ("INSERT", 2, "40001", true),
-        ("INSERT", 2, "40P01", true),
-        ("INSERT", 1_000, "40001", false),
-        ("INSERT", 1, "22000", false),
-        ("DELETE", 2, "40001", true),
+    let at_commit = "DEFERRABLE INITIALLY DEFERRED";
+    let (mut stored, mut deleted) = (0, 0);
+    for (event, when, tries, code, succeeds) in [
+        ("INSERT", "", 2, "40001", true),
+        ("INSERT", "", 2, "40P01", true),
+        ("INSERT", "", 1_000, "40001", false),
+        ("INSERT", "", 1, "22000", false),
+        ("DELETE", "", 2, "40001", true),
+        ("DELETE", at_commit, 2, "40001", true),
+        ("DELETE", "", 1, "22000", false),
     ] {
         let trigger = format!(
             "SELECT setval('tries', 1, false); DROP TRIGGER IF EXISTS refuse ON entries;
-             CREATE TRIGGER refuse AFTER {event} ON entries EXECUTE FUNCTION refuse({tries}, '{code}')"
+             CREATE CONSTRAINT TRIGGER refuse AFTER {event} ON entries {when} FOR EACH ROW EXECUTE FUNCTION refuse({tries}, '{code}')"
         );
         sqlx::raw_sql(sqlx::AssertSqlSafe(trigger)).execute(&mut connection).await.unwrap();
         if event == "INSERT" {
-            let answer = server.import(vec![request(numbered(number..number + 5).collect())]).await;
-            assert_eq!(answer.is_ok_and(|answer| answer.imported == 5), stored, "{code}");
-            number += if stored { 5 } else { 0 };
-            assert_eq!(server.count().await, i64::from(number), "{code}");
+            let answer = server.import(vec![request(numbered(stored..stored + 5).collect())]).await;
+            assert_eq!(answer.is_ok_and(|answer| answer.imported == 5), succeeds, "{code}");
+            stored += if succeeds { 5 } else { 0 };
         } else {
-            let emails = numbered(0..3).map(|entry| entry.email).collect();
+            let emails = numbered(deleted..deleted + 3).map(|entry| entry.email).collect();
             let call = with_key(DeleteEntriesRequest { emails, ..DeleteEntriesRequest::default() }, &server.key);
-            assert_eq!(server.client().await.delete_entries(call).await.unwrap().into_inner().deleted, 3);
+            let answer = server.client().await.delete_entries(call).await;
+            assert_eq!(answer.is_ok_and(|answer| answer.into_inner().deleted == 3), succeeds, "{when} {code}");
+            deleted += if succeeds { 3 } else { 0 };
         }
+        assert_eq!(server.count().await, i64::from(stored - deleted), "{event} {when} {code}");
     }
 }
 

@@ -15,8 +15,9 @@ use dnc::{
     gateway::Upstream,
     proto::{CheckEntriesRequest, EntryFilter, ListEntriesRequest, dnc_service_client::DncServiceClient},
 };
+use sqlx::{Connection, PgConnection};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
     runtime::Handle,
     task::JoinSet,
@@ -320,6 +321,41 @@ async fn a_second_signal_ends_the_process_while_the_link_is_silent() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     signal(starting.id(), "TERM");
     timeout(Duration::from_secs(2), starting.wait()).await.expect("ended by a signal").unwrap();
+}
+
+#[tokio::test]
+async fn the_log_says_once_that_the_database_is_away_and_that_it_is_back() {
+    let database_url = database().await;
+    let link = Proxy::to(&database_url).await;
+    let mut served = Served::spawn(Path::new(env!("CARGO_BIN_EXE_dnc")), &[], &link.url(&database_url)).unwrap();
+    let mut log = BufReader::new(served.stderr.take().unwrap()).lines();
+    let mut said = Vec::new();
+    let mut read_until = async |end: &str| {
+        while said.last().is_none_or(|last| last != end) {
+            let line = log.next_line().await.unwrap().expect("the server runs");
+            let message = serde_json::from_str::<serde_json::Value>(&line).unwrap()["message"].as_str().unwrap().to_owned();
+            if message.starts_with("the database ") {
+                said.push(message);
+            }
+        }
+        said.clone()
+    };
+    until("the database is polled", || async {
+        let polled = "SELECT EXISTS (SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND query LIKE 'SELECT current_setting(%')";
+        let mut connection = PgConnection::connect(&database_url).await.unwrap();
+        sqlx::query_scalar(polled).fetch_one(&mut connection).await.unwrap()
+    })
+    .await;
+    link.all(Flow::Cut);
+    let (away, back) = ("the database does not answer", "the database answers again");
+    let reading = timeout(Duration::from_secs(60), read_until(away));
+    assert_eq!(reading.await.expect("it is said"), [away]);
+    let made = link.made();
+    until("it is polled again in vain", || async { link.made() > made + 2 }).await;
+    link.mend();
+    let reading = timeout(Duration::from_secs(60), read_until(back));
+    assert_eq!(reading.await.expect("it is said"), [away, back]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -260,6 +260,11 @@ async fn a_message_that_is_too_large_is_refused_with_the_counts_so_far() {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert_eq!(status.get_details_error_info().unwrap().metadata["imported"], "20000");
     assert_eq!(server.count().await, 20_000, "the complete batch stays");
+    let logged: (i64, i64, bool) = sqlx::query_as("SELECT imported, skipped, finished_at IS NULL FROM imports")
+        .fetch_one(&mut server.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(logged, (20_000, 0, true), "the log has all batches, and no end");
 }
 
 #[tokio::test]
@@ -439,6 +444,15 @@ async fn a_revoked_key_ends_a_slow_stream() {
 #[tokio::test]
 async fn a_long_dry_run_holds_no_connection_between_its_batches() {
     let server = TestServer::start().await;
+    // What another one of the last 24 hours remembers is kept.
+    let recent = time::OffsetDateTime::now_utc() - time::Duration::hours(12);
+    let recent = uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, recent.unix_timestamp().unsigned_abs(), 0));
+    sqlx::query("INSERT INTO rehearsed (workspace_id, rehearsal, address) VALUES ($1, $2, 'a@example.com')")
+        .bind(server.workspace.0)
+        .bind(recent)
+        .execute(&mut server.connection().await)
+        .await
+        .unwrap();
     let mut running = Vec::new();
     for _ in 0..6 {
         let (send, messages) = tokio::sync::mpsc::channel(1);
@@ -453,7 +467,7 @@ async fn a_long_dry_run_holds_no_connection_between_its_batches() {
     }
     let seen = "SELECT count(DISTINCT rehearsal) FROM rehearsed";
     let count = async |statement| sqlx::query_scalar::<_, i64>(statement).fetch_one(&mut server.connection().await).await.unwrap();
-    until("each has looked up a batch", async || count(seen).await == 6).await;
+    until("each has looked up a batch", async || count(seen).await == 7).await;
     // All of them are idle. A dry run of another workspace does not wait for any.
     let theirs = ImportEntriesRequest { entries: numbered(0..10_001).collect(), options, ..ImportEntriesRequest::default() };
     let theirs = with_key(tokio_stream::iter([theirs]), &server.other_key);
@@ -465,7 +479,7 @@ async fn a_long_dry_run_holds_no_connection_between_its_batches() {
         assert_eq!((answer.imported, answer.skipped), (20_000, 10_001));
     }
     assert_eq!(server.count().await, 0);
-    until("the remembered addresses are deleted", async || count("SELECT count(*) FROM rehearsed").await == 0).await;
+    until("the remembered addresses are deleted", async || count("SELECT count(*) FROM rehearsed").await == 1).await;
 }
 
 #[tokio::test]

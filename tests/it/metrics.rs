@@ -128,3 +128,11 @@ async fn every_metric_of_the_dashboard_and_the_alerts_exists() {
     let rows = docs.lines().filter_map(|line| line.strip_prefix("| `Dnc").and(line.split('`').nth(1)));
     assert_eq!(alerts, rows.collect());
 }
+
+#[tokio::test]
+async fn a_connection_without_work_is_idle() {
+    let server = TestServer::start().await;
+    server.store.list_keys().await.unwrap();
+    let levels = server.store.levels();
+    assert_eq!((levels.busy, levels.idle, levels.max, levels.is_up), (0, 1, 3, true));
+}

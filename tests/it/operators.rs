@@ -7,14 +7,14 @@ use std::{
 };
 
 use dnc::{
-    domain::{KeyOwner, Scope},
+    domain::{Error, KeyOwner, Scope, WorkspaceId},
     proto::{DeleteEntriesRequest, Entry, EntryFilter},
 };
 use serde_json::{Value, json};
 
 use crate::{
     address_book::{domain, email, numbered, request},
-    harness::{TestServer, database, http_client, with_key},
+    harness::{TestServer, database, http_client, options, with_key},
 };
 
 /// Runs a command that must succeed, and returns its standard output and standard error.
@@ -154,6 +154,26 @@ async fn a_call_is_retried_when_the_server_asks_for_it() {
     let both: Vec<_> = (0..2).map(|_| dnc(&server, &["import", file])).collect();
     assert!(both.iter().any(|(_, said)| said.contains("Trying again in 1 s.")), "{both:?}");
     assert_eq!(server.count().await, 1);
+}
+
+#[tokio::test]
+async fn an_owner_that_does_not_exist_is_told_from_a_database_that_is_slow() {
+    let server = TestServer::start().await;
+    let (owner, nobody) = (KeyOwner::Workspace(server.workspace), KeyOwner::Workspace(WorkspaceId(i64::MAX)));
+    let missing = server.store.issue_key(nobody, Scope::Write, "", None).await;
+    assert!(matches!(missing, Err(Error::NotFound(_))), "{missing:?}");
+    let missing = server.store.create_user("someone", &[WorkspaceId(i64::MAX)]).await;
+    assert!(matches!(missing, Err(Error::NotFound(_))), "{missing:?}");
+
+    let mut connection = server.connection().await;
+    let impatient = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET lock_timeout = 100', current_database()); END $$";
+    sqlx::raw_sql(impatient).execute(&mut connection).await.unwrap();
+    let store = dnc::server::store(&server.database_url, &options(&[]).database).unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE api_keys, memberships").execute(&mut connection).await.unwrap();
+    let slow = store.issue_key(owner, Scope::Write, "", None).await;
+    assert!(matches!(slow, Err(Error::Timeout { .. })), "{slow:?}");
+    let slow = store.create_user("someone", &[server.workspace]).await;
+    assert!(matches!(slow, Err(Error::Timeout { .. })), "{slow:?}");
 }
 
 #[tokio::test]

@@ -750,3 +750,14 @@ async fn large_answers_fit_into_4_mib() {
     let body: Value = request.send().await.unwrap().json().await.unwrap();
     assert_eq!((&body["data"]["otherReasons"], &body["data"]["otherEntries"]), (&json!(9_000), &json!(9_000)));
 }
+
+#[tokio::test]
+async fn the_secret_of_page_tokens_is_that_of_the_database() {
+    let server = TestServer::start().await;
+    let stored: Vec<u8> = sqlx::query_scalar("SELECT secret FROM secrets WHERE name = 'page_token'")
+        .fetch_one(&mut server.connection().await)
+        .await
+        .unwrap();
+    assert!(stored.len() >= 32);
+    assert_eq!(server.store.page_token_secret().await.unwrap(), stored);
+}
