@@ -64,6 +64,8 @@ impl Batch {
         // The rules for addresses and reasons bound both lengths, and the size of a batch bounds
         // their sum, so the casts do not truncate.
         let address_at = self.text.len() as u32;
+        // In one step, as `bytes_with` foresees.
+        self.text.reserve(address.len() + reason.len());
         self.text.push_str(address);
         self.opt_outs.extend(unsubscribed_at.map(|at| (address_at, at)));
         // Consecutive entries often have the same reason, which is then stored once.
@@ -101,6 +103,18 @@ impl Batch {
         text + spans * size_of::<Span>() + opt_outs * size_of::<(u32, OffsetDateTime)>()
     }
 
+    /// The bytes of memory that [`BATCH_ENTRIES_MIN`] entries like those so far will take, if their
+    /// texts are up to an eighth longer.
+    pub fn bytes_expected(&self) -> usize {
+        let expected = |capacity: usize, len: usize| {
+            let len = len * BATCH_ENTRIES_MIN / self.spans.len().max(1);
+            std::iter::successors(Some(capacity.max(1)), |capacity| Some(2 * capacity)).find(|&grown| grown >= len).unwrap_or(len)
+        };
+        expected(self.text.capacity(), self.text.len() + self.text.len() / 8)
+            + expected(self.spans.capacity(), self.spans.len()) * size_of::<Span>()
+            + expected(self.opt_outs.capacity(), self.opt_outs.len()) * size_of::<(u32, OffsetDateTime)>()
+    }
+
     /// The bytes of memory that the batch takes.
     pub fn bytes(&self) -> usize {
         self.text.capacity()
@@ -135,9 +149,10 @@ impl Batch {
     }
 }
 
-/// The capacity of a vector when it must hold `len` items: it at least doubles when it grows.
+/// The capacity of a vector when it must hold `len` items: it at least doubles when it grows, and
+/// begins with 4.
 fn grown(capacity: usize, len: usize) -> usize {
-    if len <= capacity { capacity } else { len.max(2 * capacity) }
+    if len <= capacity { capacity } else { len.max(2 * capacity).max(4) }
 }
 
 impl Span {
@@ -234,6 +249,23 @@ mod tests {
     fn entry(address: &str, reason: &str) -> Entry {
         let reason = Reason::parse(reason.to_owned()).expect("valid").expect("not empty");
         Entry::parse(Kind::Email, address.to_owned(), String::new(), &reason).expect("valid")
+    }
+
+    #[test]
+    fn the_memory_of_a_batch_is_known_before_it_grows() {
+        let mut batch = Batch::new(0);
+        let mut expected = 0;
+        for number in 0..BATCH_ENTRIES_MIN {
+            let mut entry = entry(&format!("user{number:07}@example.com"), "r");
+            entry.unsubscribed_at = (number % 3 == 0).then_some(OffsetDateTime::UNIX_EPOCH);
+            let bytes = batch.bytes_with(&entry);
+            batch.push(&entry);
+            assert_eq!(batch.bytes(), bytes, "after {number}");
+            if number == 100 {
+                expected = batch.bytes_expected();
+            }
+        }
+        assert!((batch.bytes()..=2 * batch.bytes()).contains(&expected), "{expected}, {}", batch.bytes());
     }
 
     #[test]

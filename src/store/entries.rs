@@ -29,10 +29,14 @@ impl Store {
     /// the reply was lost) all of it. [`Error::Unavailable`] also when the idempotency key belongs
     /// to another import by now; then nothing of the batch is stored.
     pub async fn insert_batch(&self, ids: ImportIds, entries: Sorted, first: Option<FirstBatch>) -> Result<u64, Error> {
-        let is_distributed = self.is_distributed().await?;
         let (entries, first) = (Arc::new(entries), Arc::new(first));
         let mut retry = Retry::begin();
         loop {
+            let is_distributed = match self.is_distributed().await {
+                Ok(is_distributed) => is_distributed,
+                Err(_) if retry.pause().await => continue,
+                Err(error) => return Err(error),
+            };
             // The result of the statements, known before the commit.
             let done = Arc::new(Mutex::new(None));
             let (its_entries, its_first, its_done) = (entries.clone(), first.clone(), done.clone());
@@ -51,6 +55,8 @@ impl Store {
             let done = done.lock().unwrap_or_else(PoisonError::into_inner).take();
             let may_repeat = match (failed.repeat, done) {
                 (Repeat::Pointless, _) => false,
+                // Each server of Citus has transaction ids of its own, so nobody can be asked.
+                (Repeat::OutcomeUnknown, Some(Inserted { imported: 1.., .. })) if is_distributed => false,
                 (Repeat::OutcomeUnknown, Some(Inserted { imported, transaction: Some(transaction) })) => {
                     match self.was_committed(ids.workspace, &entries, transaction, &mut retry).await {
                         Some(true) => return Ok(imported),

@@ -44,7 +44,7 @@ pub(super) fn slow(cause: &'static str) -> Error {
 
 /// `error`, when it came instead of the reply to COMMIT.
 pub(super) fn of_unknown_outcome(error: Error) -> Error {
-    let message = "The database did not confirm the change, so it may be made or not. Send the request again; a repeat is safe.";
+    let message = "The database did not confirm the change, so it may be made or not. Look before you make it again; an import or a deletion can be repeated safely.";
     match error {
         Error::Unavailable { source, .. } => Error::Unavailable { message, source },
         Error::Timeout { source, .. } => Error::Timeout { message, source },

@@ -8,30 +8,34 @@ use std::{
     str::FromStr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use tokio::time::{Instant, sleep};
 
-use super::{
-    error,
-    link::{Backend, within},
-    session::open,
-};
+use super::{error, link::Backend, session::open};
 use crate::domain::Error;
 
 /// How long the server that took writes last may take to accept a connection before the others are
 /// tried. It is short, since a link must be found to work or not within a few seconds.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the others may take once that one has refused. Some may not answer at all.
+const OTHERS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long all of them may take while none takes writes.
+const ALL_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// The servers of a database. All clones agree on which of them took writes last.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts {
     all: Arc<[PgConnectOptions]>,
     last: Arc<AtomicUsize>,
+    generation: Arc<AtomicU64>,
 }
 
 impl Hosts {
@@ -48,12 +52,13 @@ impl Hosts {
         };
         let all = split(url).ok_or_else(unreadable)?;
         let all = all.iter().map(|url| PgConnectOptions::from_str(url).map_err(|_| unreadable())).collect::<Result<_, _>>()?;
-        Ok(Self { all, last: Arc::default() })
+        Ok(Self { all, last: Arc::default(), generation: Arc::default() })
     }
 
     /// The same servers, with `change` made to the options of each.
     pub(super) fn with(&self, change: impl Fn(PgConnectOptions) -> PgConnectOptions) -> Self {
-        Self { all: self.all.iter().cloned().map(change).collect(), last: self.last.clone() }
+        let all = self.all.iter().cloned().map(change).collect();
+        Self { all, last: self.last.clone(), generation: self.generation.clone() }
     }
 
     /// Opens a connection to the server that takes writes.
@@ -62,30 +67,65 @@ impl Hosts {
     /// That of a server which was tried. If all of them answer and none takes writes, a protocol
     /// error.
     pub(super) async fn open(&self) -> Result<(PgConnection, Backend), sqlx::Error> {
-        let last = &self.all[self.last.load(Ordering::Relaxed)];
+        let last = self.last.load(Ordering::Relaxed);
         if self.all.len() == 1 {
-            return open(last).await;
+            return open(&self.all[last]).await;
         }
-        if let Some(Ok(opened)) = within(FIRST_TIMEOUT, open(last)).await {
-            return Ok(opened);
-        }
-        // At once, because a server that is gone may not answer at all. That one is among them: it
-        // may just be slow.
-        let mut tries: FuturesUnordered<_> =
-            self.all.iter().enumerate().map(|(index, options)| async move { (index, open(options).await) }).collect();
-        let mut refusal = sqlx::Error::PoolTimedOut;
-        while let Some((index, tried)) = tries.next().await {
-            match tried {
-                Ok(opened) => {
-                    self.last.store(index, Ordering::Relaxed);
-                    return Ok(opened);
+        let one = |index: usize| async move { (index, open(&self.all[index]).await) };
+        let mut tries = FuturesUnordered::from_iter([one(last)]);
+        let mut are_all_tried = false;
+        let mut refusal = None;
+        // Until then the server that took writes last is asked alone.
+        let mut wait = Box::pin(sleep(FIRST_TIMEOUT));
+        loop {
+            if are_all_tried && tries.is_empty() {
+                return Err(refusal.unwrap_or(sqlx::Error::PoolTimedOut));
+            }
+            tokio::select! {
+                biased;
+                Some((index, tried)) = tries.next() => match tried {
+                    Ok(opened) => {
+                        if self.last.swap(index, Ordering::Relaxed) != index {
+                            // The connections to the other one are not used again.
+                            self.generation.fetch_add(1, Ordering::AcqRel);
+                        }
+                        return Ok(opened);
+                    }
+                    Err(error) => {
+                        // What a server answers says more than that another one does not.
+                        if refusal.as_ref().is_none_or(|refusal| !error::is_answer(refusal)) {
+                            refusal = Some(error);
+                        }
+                        if index == last {
+                            let limit = if are_all_tried { OTHERS_TIMEOUT } else { Duration::ZERO };
+                            wait.as_mut().reset(Instant::now() + limit);
+                        }
+                    }
+                },
+                () = &mut wait => {
+                    if are_all_tried {
+                        return Err(refusal.unwrap_or(sqlx::Error::PoolTimedOut));
+                    }
+                    are_all_tried = true;
+                    // At once, because a server that is gone may not answer.
+                    tries.extend((0..self.all.len()).filter(|&index| index != last).map(one));
+                    let limit = if refusal.is_some() { OTHERS_TIMEOUT } else { ALL_TIMEOUT };
+                    wait.as_mut().reset(Instant::now() + limit);
                 }
-                // What a server answers says more than that another one does not.
-                Err(error) if !error::is_answer(&refusal) => refusal = error,
-                Err(_) => {}
             }
         }
-        Err(refusal)
+    }
+
+    /// The number of the present set of connections. Those of an earlier one are not used again.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Ends the set of this number.
+    pub(super) fn retire(&self, generation: u64) {
+        // A late report of the same failure must not discard the connections that were opened
+        // since.
+        let _ = self.generation.compare_exchange(generation, generation + 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// The options of the server that takes writes. With a single server it is not asked whether it
@@ -118,6 +158,8 @@ fn split(url: &str) -> Option<Vec<String>> {
         match pair.split_once('=') {
             Some(("target_session_attrs", "read-write" | "primary" | "any")) => {}
             Some(("target_session_attrs", _)) => return None,
+            // libpq's other form of several servers.
+            Some(("host" | "port", value)) if value.contains(',') => return None,
             _ => kept.push(pair),
         }
     }
@@ -146,7 +188,7 @@ mod tests {
         for (url, expected) in cases {
             assert_eq!(split(url).unwrap(), expected, "{url}");
         }
-        for url in ["a:1/d", "postgres://a,b/d?target_session_attrs=standby", ""] {
+        for url in ["a:1/d", "postgres://a,b/d?target_session_attrs=standby", "postgres:///d?host=a,b", ""] {
             assert!(Hosts::of_url(url).is_err(), "{url}");
         }
         assert_eq!(Hosts::of_url("postgres://u:p@a:1,b:2/d").unwrap().all.len(), 2);

@@ -10,10 +10,7 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -114,8 +111,8 @@ struct Signal {
 #[derive(Debug)]
 pub(super) struct Link {
     state: watch::Sender<State>,
-    /// Connections of an older generation are not reused.
-    generation: AtomicU64,
+    /// Keeps the generation of connections. Those of an older one are not reused.
+    hosts: Hosts,
     signals: mpsc::Sender<Signal>,
     /// When the database last replied.
     replied_at: Mutex<Instant>,
@@ -134,21 +131,19 @@ impl Link {
     pub(super) fn start(hosts: Hosts) -> (Arc<Self>, AbortOnDropHandle<()>) {
         let (signals, received) = mpsc::channel(64);
         let state = watch::Sender::new(State::Up { polled_at: Instant::now(), backends: None });
-        let link = Arc::new(Self { state, generation: AtomicU64::new(0), signals, replied_at: Mutex::new(Instant::now()) });
+        let link = Arc::new(Self { state, hosts: hosts.clone(), signals, replied_at: Mutex::new(Instant::now()) });
         let task = tokio::spawn(keep_polling(link.clone(), hosts, received));
         (link, AbortOnDropHandle::new(task))
     }
 
     /// The generation of a connection that is opened now.
     pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        self.hosts.generation()
     }
 
     /// Prevents all connections of this generation from being reused.
     pub(super) fn retire(&self, generation: u64) {
-        // A late report of the same failure must not discard the connections that were opened
-        // since.
-        let _ = self.generation.compare_exchange(generation, generation + 1, Ordering::AcqRel, Ordering::Acquire);
+        self.hosts.retire(generation);
     }
 
     /// Records that the database replied just now.

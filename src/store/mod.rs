@@ -148,8 +148,9 @@ impl Store {
         // A separate connection, because a migration of a large table may take longer than the time
         // limit of a statement.
         let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(self.connect_timeout);
-        let connecting = async { pool.connect_with(self.hosts.writable().await?).await };
-        let pool = connecting.await.map_err(error::from_sqlx)?;
+        let writable = timeout(self.connect_timeout, self.hosts.writable());
+        let writable = writable.await.map_err(|_| error::away("no connection in time"))?.map_err(error::from_sqlx)?;
+        let pool = pool.connect_with(writable).await.map_err(error::from_sqlx)?;
         MIGRATOR.run(&pool).await.map_err(error::from_migrate)?;
         pool.close().await;
         Ok(())

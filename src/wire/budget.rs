@@ -82,6 +82,14 @@ impl Budget {
         Ok(Permit { owner, total, budget: self.clone() })
     }
 
+    /// Takes `bytes` for `owner`, if they are free and no other call waits for them.
+    pub fn try_acquire(&self, owner: u64, bytes: usize) -> Option<Permit> {
+        let units = units(bytes, self.0.owner_units_max);
+        let owner = self.part_of(owner).try_acquire_many_owned(units).ok()?;
+        let total = self.0.total.clone().try_acquire_many_owned(units).ok()?;
+        Some(Permit { owner, total, budget: self.clone() })
+    }
+
     /// How many bytes are held now, in units of 1 KiB.
     pub fn held_bytes(&self) -> usize {
         self.bytes_max() - self.0.total.available_permits() * UNIT_BYTES

@@ -166,6 +166,23 @@ async fn imports_that_stall_before_they_are_stored_take_a_bounded_amount_of_memo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn slow_imports_take_no_more_than_they_need() {
+    let server = TestServer::start().await;
+    // As many begin as the memory of a workspace allows, if each took what a batch needs.
+    let mut slow = tokio::task::JoinSet::new();
+    for number in 0..60 {
+        let (channel, key) = (server.channel().await, server.key.clone());
+        let body = message(&request(numbered(number * 1_000..number * 1_000 + 500).collect()).encode_to_vec());
+        slow.spawn(async move { call(channel, IMPORT, &key, unfinished(body)).await });
+    }
+    for entries in [1, 10_000] {
+        let answer = server.import(vec![request(numbered(1_000_000..1_000_000 + entries).collect())]).await;
+        answer.expect("slow imports leave room for others of their workspace");
+    }
+    assert!(slow.try_join_next().is_none(), "no slow import was refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn imports_that_share_little_memory_are_all_stored() {
     // Not even three ordinary batches fit into the quarter that a workspace may have.
     let server = TestServer::start_with(&["--import-bytes-max", "16777216"], &database().await).await;

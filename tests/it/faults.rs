@@ -472,11 +472,13 @@ async fn a_promoted_standby_takes_over() {
 async fn of_several_servers_in_the_url_the_one_that_takes_writes_is_used() {
     let mut old = OwnPostgres::start().await;
     let mut new = old.standby().await;
-    // Both have the same user, password and database. The standby is named first.
+    // Both have the same user, password and database. The first one that is named accepts no
+    // connection, like a machine that is gone; the second is the standby.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let host = |url: &str| url::Url::parse(url).unwrap()[url::Position::BeforeHost..url::Position::AfterPort].to_owned();
     let (old_host, new_host) = (host(&old.url), host(&new.url));
-    let both = old.url.replace(&old_host, &format!("{new_host},{old_host}"));
-    let server = TestServer::start_through(&[], &old.url, &both).await;
+    let all = old.url.replace(&old_host, &format!("{},{new_host},{old_host}", silent.local_addr().unwrap()));
+    let server = TestServer::start_through(&[], &old.url, &all).await;
     let client = server.upstream();
     all_of(make_all(&client, &server.key, 0..2)).await;
     until("the copy is complete", || async {

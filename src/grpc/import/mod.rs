@@ -13,12 +13,12 @@ mod sorting;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Status, Streaming};
 
 use self::{
     claim::Claimed,
-    memory::{Held, Memory},
+    memory::{Held, Memory, SLOW_AFTER},
     sink::{Counting, Storing},
     sorting::Sorters,
 };
@@ -171,7 +171,7 @@ impl Import {
                     tokio::task::yield_now().await;
                 }
             }
-            message = messages.next().await?;
+            message = next(&mut messages, &mut filling).await?;
         }
         messages.recheck().await?;
         match &mut self.sink {
@@ -204,6 +204,7 @@ impl Import {
             };
             if !waited {
                 filling.make_room_for(entry).await?;
+                self.resume();
             }
         }
         Ok(filling)
@@ -220,6 +221,30 @@ impl Import {
             Sink::Store(storing) => storing.send(full, messages, &mut self.tally).await?,
             Sink::Count(counting) => counting.send(full, &mut self.tally).await?,
         }
-        self.memory.begin(self.workspace, entries_max).await
+        let next = self.memory.begin(self.workspace, entries_max).await?;
+        self.resume();
+        Ok(next)
     }
+
+    /// Time that was spent waiting for memory is not the sender's.
+    fn resume(&mut self) {
+        if let Sink::Store(storing) = &mut self.sink {
+            storing.resume();
+        }
+    }
+}
+
+/// The next message. While it does not come, the batch gives back memory that it does not take.
+async fn next(messages: &mut Messages<ImportEntriesRequest>, filling: &mut Held) -> Result<Option<ImportEntriesRequest>, Error> {
+    let next = messages.next();
+    tokio::pin!(next);
+    let message = match timeout(SLOW_AFTER, &mut next).await {
+        Ok(message) => message,
+        Err(_) => {
+            filling.give_back();
+            next.await
+        }
+    };
+    filling.give_back();
+    message
 }

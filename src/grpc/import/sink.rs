@@ -124,6 +124,13 @@ impl Storing {
         Ok(())
     }
 
+    /// The time until now was not the sender's.
+    pub(super) fn resume(&mut self) {
+        if let Order::Sorted(sorting) = &mut self.order {
+            sorting.resume();
+        }
+    }
+
     /// Waits for one of the batches in flight. False when there is none.
     ///
     /// # Errors
@@ -203,7 +210,7 @@ impl Inserts {
         let (store, ids) = (self.store.clone(), self.ids);
         let insert = async move {
             let started = Instant::now();
-            let Held { batch, permit: _permit, .. } = held;
+            let Held { batch, memory: _memory } = held;
             let imported = store.insert_batch(ids, batch.into_sorted(), first).await?;
             metrics::batch_stored(received, imported, started);
             Ok(Stored { received, imported })
@@ -250,7 +257,7 @@ impl Counting {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub(super) async fn send(&mut self, held: Held, tally: &mut Tally) -> Result<(), Error> {
-        let Held { batch, permit: _permit, .. } = held;
+        let Held { batch, memory: _memory } = held;
         let received = batch.len() as u64;
         let dry_run = self.dry_run.get_or_insert_with(|| self.store.begin_dry_run(self.ids.workspace));
         let new = dry_run.count_new(batch.into_sorted()).await?;
@@ -266,7 +273,7 @@ impl Counting {
         if self.dry_run.is_some() {
             return self.send(last, tally).await;
         }
-        let Held { batch, permit: _permit, .. } = last;
+        let Held { batch, memory: _memory } = last;
         let received = batch.len() as u64;
         let new = self.store.count_new(self.ids.workspace, batch.into_sorted()).await?;
         tally.stored(received, new);

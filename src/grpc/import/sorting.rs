@@ -124,6 +124,11 @@ impl Sorting {
         Ok(true)
     }
 
+    /// The sender is asked for more only now.
+    pub(super) fn resume(&mut self) {
+        self.asked_at = Instant::now();
+    }
+
     /// Sends all entries, `last` included.
     ///
     /// # Errors
@@ -162,7 +167,7 @@ impl Sorting {
     async fn add(&mut self, held: Held) -> Result<Option<(Held, u64)>, Error> {
         let filling = self.filling.take();
         let add = move || {
-            let Held { batch, permit, permit_bytes_max } = held;
+            let Held { batch, memory } = held;
             let received = batch.len() as u64;
             let run = batch.into_sorted();
             let repeats = received - run.len() as u64;
@@ -175,7 +180,7 @@ impl Sorting {
             };
             let rest = added.err().map(|cause| {
                 tracing::warn!(%cause, "a temporary file cannot be written; an import is stored in the order of arrival");
-                (Held { batch: run.into_batch(), permit, permit_bytes_max }, repeats)
+                (Held { batch: run.into_batch(), memory }, repeats)
             });
             (filling, rest)
         };
