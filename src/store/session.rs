@@ -503,6 +503,14 @@ pub(super) async fn close(pool: &Pool<Sessions>) {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_connection_is_reused_only_if_it_was_rolled_back_and_its_error_allows_it() {
+        let refused = || Stop::Refused(Error::Cancelled);
+        assert!(WorkError::of(refused(), true).is_connection_usable);
+        assert!(!WorkError::of(refused(), false).is_connection_usable);
+        assert!(!WorkError::of(Stop::Database(sqlx::Error::WorkerCrashed), true).is_connection_usable);
+    }
+
     #[tokio::test]
     async fn attempts_are_repeated_after_growing_pauses_until_a_limit() {
         let mut retry = Retry::begin();
