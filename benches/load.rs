@@ -130,6 +130,8 @@ impl Measured {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
+    // reqwest asks for one even where it needs none.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Runtime::new()?.block_on(run(options))
 }
 
