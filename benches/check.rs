@@ -6,36 +6,20 @@
 #[allow(unreachable_pub, dead_code, reason = "shared by several programs")]
 mod support;
 
-use std::{str::FromStr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
-use dnc::{
-    domain::Address,
-    proto::{CheckEntriesRequest, dnc_service_client::DncServiceClient},
-};
-use sqlx::{
-    PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
-use support::{Database, Service, median};
+use dnc::proto::{CheckEntriesRequest, dnc_service_client::DncServiceClient};
+use support::{BareChecks, Database, Service, median};
 use tokio::task::JoinSet;
 use tonic::{Request, transport::Channel};
 
-const ROWS: i32 = 1_000_000;
+const ROWS: u64 = 1_000_000;
 const ROUNDS: usize = 300;
 /// A new database session is slow until it has read most pages of the table, and each side has its
 /// own session.
 const WARM_UP_ROUNDS: usize = 60;
 const CONCURRENCY: usize = 16;
 const SINGLE_CHECKS: usize = 8_000;
-const STATEMENT: &str =
-    "SELECT entry.address, entry.reason, entry.created_at, entry.added_by FROM UNNEST($2::text[]) AS wanted (address)
-     CROSS JOIN LATERAL (
-         SELECT address, reason, created_at, added_by FROM entries
-         WHERE workspace_id = $1 AND entries.address = wanted.address LIMIT 1
-     ) AS entry";
-
-type Row = (String, String, time::OffsetDateTime, i64);
-
 fn main() -> anyhow::Result<()> {
     // In a task, as in a client: a hand-over between threads costs as much as a small statement.
     tokio::runtime::Runtime::new()?.block_on(async { tokio::spawn(run()).await? })
@@ -44,20 +28,10 @@ fn main() -> anyhow::Result<()> {
 async fn run() -> anyhow::Result<()> {
     let database = Database::start().await?;
     let (service, _store) = Service::start(&database.url).await?;
-    // As in the service. Planning would cost as much again as a small statement.
-    let connect = PgConnectOptions::from_str(&database.url)?.options([("plan_cache_mode", "force_generic_plan")]);
-    let pool = PgPoolOptions::new().max_connections(CONCURRENCY as u32).test_before_acquire(false).connect_with(connect).await?;
-    sqlx::query(
-        "INSERT INTO entries (workspace_id, added_by, address, reason)
-         SELECT $1, 1, 'user' || n || '@example' || n % 1000 || '.com', 'bounce' FROM generate_series(1, $2) n",
-    )
-    .bind(service.workspace.0)
-    .bind(ROWS)
-    .execute(&pool)
-    .await?;
-    sqlx::query("VACUUM ANALYZE entries").execute(&pool).await?;
+    let bare = BareChecks::connect(&database.url, CONCURRENCY as u32, service.workspace).await?;
+    bare.fill(ROWS).await?;
     let client = DncServiceClient::connect(service.grpc_url.clone()).await?;
-    let sides = Arc::new(Sides { pool, client: client.clone(), workspace: service.workspace.0, key: service.key });
+    let sides = Arc::new(Sides { bare, client: client.clone(), key: service.key });
 
     let (mut bare, mut checked) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP_ROUNDS + ROUNDS {
@@ -68,7 +42,7 @@ async fn run() -> anyhow::Result<()> {
             let emails = emails.clone();
             let started = Instant::now();
             match side {
-                Side::Statement => sides.statement(&emails).await?,
+                Side::Statement => sides.bare.check(&emails).await?,
                 Side::Check => sides.check(&client, emails).await?,
             };
             seconds[side as usize] = started.elapsed().as_secs_f64();
@@ -97,13 +71,12 @@ async fn run() -> anyhow::Result<()> {
 
 fn emails(numbers: std::ops::Range<usize>) -> Vec<String> {
     // Every second address is on the list.
-    numbers.map(|n| n * 7919 % (2 * ROWS as usize)).map(|n| format!("user{n}@example{}.com", n % 1000)).collect()
+    numbers.map(|n| BareChecks::email(n as u64 * 7919 % (2 * ROWS))).collect()
 }
 
 struct Sides {
-    pool: PgPool,
+    bare: BareChecks,
     client: DncServiceClient<Channel>,
-    workspace: i64,
     key: String,
 }
 
@@ -114,16 +87,6 @@ enum Side {
 }
 
 impl Sides {
-    /// The bare statement, with the same addresses and domains as the check.
-    async fn statement(&self, emails: &[String]) -> anyhow::Result<usize> {
-        let addresses: Vec<Address> = emails.iter().filter_map(|email| Address::parse_any(email.clone()).ok()).collect();
-        let mut wanted: Vec<&str> = addresses.iter().flat_map(Address::covers).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        let rows: Vec<Row> = sqlx::query_as(STATEMENT).bind(self.workspace).bind(wanted).fetch_all(&self.pool).await?;
-        Ok(rows.len())
-    }
-
     async fn check(&self, client: &DncServiceClient<Channel>, emails: Vec<String>) -> anyhow::Result<usize> {
         let mut request = Request::new(CheckEntriesRequest { emails });
         request.metadata_mut().insert("x-api-key", self.key.parse()?);
@@ -143,7 +106,7 @@ async fn rate(sides: &Arc<Sides>, side: Side) -> anyhow::Result<f64> {
             for number in 0..SINGLE_CHECKS / CONCURRENCY {
                 let emails = emails(task * 100_000 + number..task * 100_000 + number + 1);
                 found += match side {
-                    Side::Statement => sides.statement(&emails).await?,
+                    Side::Statement => sides.bare.check(&emails).await?,
                     Side::Check => sides.check(&client, emails).await?,
                 };
             }

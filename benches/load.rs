@@ -9,7 +9,6 @@
 mod support;
 
 use std::{
-    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,15 +18,8 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use dnc::{
-    domain::{Address, WorkspaceId},
-    proto::{CheckEntriesRequest, dnc_service_client::DncServiceClient},
-};
-use sqlx::{
-    PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
-use support::{Database, Served, import, parts};
+use dnc::proto::{CheckEntriesRequest, dnc_service_client::DncServiceClient};
+use support::{BareChecks, Database, Served, import, parts};
 use tokio::{sync::mpsc, task::JoinSet};
 use tonic::{Request, transport::Channel};
 
@@ -46,14 +38,6 @@ const WAITING_MAX: u64 = 4_000;
 
 /// A step of the search for the highest rate that holds.
 const STEP: f64 = 1.2;
-
-/// As the service asks.
-const STATEMENT: &str = "SELECT entry.address, entry.reason, entry.created_at, entry.added_by, entry.unsubscribed_at
-     FROM UNNEST($2::text[]) AS wanted (address)
-     CROSS JOIN LATERAL (
-         SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries
-         WHERE workspace_id = $1 AND entries.address = wanted.address LIMIT 1
-     ) AS entry";
 
 #[derive(Parser)]
 struct Options {
@@ -76,7 +60,7 @@ struct Options {
 enum Way {
     Grpc { channels: Vec<DncServiceClient<Channel>>, key: String },
     Http { client: reqwest::Client, url: String, key: String },
-    Statement { pool: PgPool, workspace: WorkspaceId },
+    Statement(BareChecks),
 }
 
 impl Way {
@@ -84,7 +68,7 @@ impl Way {
         match self {
             Self::Grpc { .. } => "gRPC",
             Self::Http { .. } => "HTTP",
-            Self::Statement { .. } => "bare statement",
+            Self::Statement(_) => "bare statement",
         }
     }
 
@@ -99,10 +83,8 @@ impl Way {
                 let answer = client.get(format!("{url}/v1/dnc/check?email={email}")).header("x-api-key", key).send().await?;
                 answer.error_for_status()?.bytes().await?;
             }
-            Self::Statement { pool, workspace } => {
-                let address = Address::parse_any(email).map_err(|_| anyhow::anyhow!("not an address"))?;
-                let wanted: Vec<&str> = address.covers().collect();
-                sqlx::query(STATEMENT).bind(workspace.0).bind(wanted).fetch_all(pool).await?;
+            Self::Statement(bare) => {
+                bare.check(&[email]).await?;
             }
         }
         Ok(())
@@ -138,26 +120,16 @@ fn main() -> anyhow::Result<()> {
 async fn run(options: Options) -> anyhow::Result<()> {
     let database = Database::start().await?;
     let (store, workspace, key) = support::tenant(&database.url).await?;
-    // As in the service. Planning would cost as much again as a small statement.
-    let connect = PgConnectOptions::from_str(&database.url)?.options([("plan_cache_mode", "force_generic_plan")]);
-    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).test_before_acquire(false).connect_with(connect).await?;
+    let bare = BareChecks::connect(&database.url, CONNECTIONS, workspace).await?;
     eprintln!("filling the list up to {}", options.rows);
-    sqlx::query(
-        "INSERT INTO entries (workspace_id, added_by, address, reason)
-         SELECT $1, 1, 'user' || number || '@example' || number % 1000 || '.com', 'bounce' FROM generate_series(1, $2) AS number",
-    )
-    .bind(workspace.0)
-    .bind(options.rows.cast_signed())
-    .execute(&pool)
-    .await?;
-    sqlx::query("VACUUM ANALYZE entries").execute(&pool).await?;
+    bare.fill(options.rows).await?;
     let served = Served::start(&database.url, key.clone()).await?;
     let mut channels = Vec::new();
     for _ in 0..CHANNELS {
         channels.push(DncServiceClient::connect(served.grpc_url.clone()).await?);
     }
     let ways = [
-        Way::Statement { pool, workspace },
+        Way::Statement(bare),
         Way::Grpc { channels, key: key.clone() },
         Way::Http { client: reqwest::Client::new(), url: served.http_url.clone(), key },
     ];
@@ -231,7 +203,7 @@ async fn at_rate(way: &Way, rate: u64, secs: u64, rows: u64) -> anyhow::Result<M
         // Every second address is on the list.
         let user = (number * 7_919_777 + rate) % (2 * rows);
         calls.spawn(async move {
-            let checked = way.check(number, format!("user{user}@example{}.com", user % 1000)).await;
+            let checked = way.check(number, BareChecks::email(user)).await;
             waiting.fetch_sub(1, Ordering::Relaxed);
             if checked.is_err() {
                 failed.fetch_add(1, Ordering::Relaxed);
@@ -254,6 +226,7 @@ struct Importing {
 impl Importing {
     const ENTRIES: u64 = 200_000;
 
+    /// Begins them. The list that is checked has `rows` other entries.
     async fn start(served: &Served, rows: u64) -> anyhow::Result<Self> {
         let channel = Channel::from_shared(served.grpc_url.clone())?.connect().await?;
         let (key, stop) = (served.key.clone(), Arc::new(AtomicBool::new(false)));

@@ -8,6 +8,7 @@ use std::{
     ops::Range,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
+    str::FromStr,
     sync::Arc,
 };
 
@@ -16,7 +17,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use dnc::{
     config::ServerOptions,
-    domain::{KeyOwner, Scope, WorkspaceId},
+    domain::{Address, KeyOwner, Scope, WorkspaceId},
     postgres::{self, PrivatePostgres},
     proto::{Entry, ImportEntriesRequest, ImportEntriesResponse},
     server::{self, Bound},
@@ -24,6 +25,11 @@ use dnc::{
 };
 use http::uri::PathAndQuery;
 use prost::Message;
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use time::OffsetDateTime;
 use tokio_util::bytes::{BufMut, Bytes};
 use tonic::{
     Request,
@@ -32,6 +38,55 @@ use tonic::{
     transport::Channel,
 };
 use tonic_prost::ProstCodec;
+
+/// What a check asks, without the service: the statement that it sends, prepared, on connections of
+/// its own.
+#[derive(Clone)]
+pub struct BareChecks {
+    pub pool: PgPool,
+    workspace: WorkspaceId,
+}
+
+impl BareChecks {
+    const STATEMENT: &str = "SELECT entry.address, entry.reason, entry.created_at, entry.added_by, entry.unsubscribed_at
+         FROM UNNEST($2::text[]) AS wanted (address)
+         CROSS JOIN LATERAL (
+             SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries
+             WHERE workspace_id = $1 AND entries.address = wanted.address LIMIT 1
+         ) AS entry";
+
+    pub async fn connect(database_url: &str, connections: u32, workspace: WorkspaceId) -> anyhow::Result<Self> {
+        // As in the service. Planning would cost as much again as a small statement.
+        let connect = PgConnectOptions::from_str(database_url)?.options([("plan_cache_mode", "force_generic_plan")]);
+        let pool = PgPoolOptions::new().max_connections(connections).test_before_acquire(false).connect_with(connect).await?;
+        Ok(Self { pool, workspace })
+    }
+
+    /// Fills the list up to `rows` entries, which are [`BareChecks::email`] 1 and following.
+    pub async fn fill(&self, rows: u64) -> anyhow::Result<()> {
+        let fill = "INSERT INTO entries (workspace_id, added_by, address, reason)
+             SELECT $1, 1, 'user' || number || '@example' || number % 1000 || '.com', 'bounce' FROM generate_series(1, $2) AS number";
+        sqlx::query(fill).bind(self.workspace.0).bind(rows.cast_signed()).execute(&self.pool).await?;
+        sqlx::query("VACUUM ANALYZE entries").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    pub fn email(number: u64) -> String {
+        format!("user{number}@example{}.com", number % 1000)
+    }
+
+    /// Looks up the same addresses and domains as the check of these.
+    pub async fn check(&self, emails: &[String]) -> anyhow::Result<usize> {
+        let addresses: Vec<Address> = emails.iter().filter_map(|email| Address::parse_any(email.clone()).ok()).collect();
+        let mut wanted: Vec<&str> = addresses.iter().flat_map(Address::covers).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let rows: Vec<CheckRow> = sqlx::query_as(Self::STATEMENT).bind(self.workspace.0).bind(wanted).fetch_all(&self.pool).await?;
+        Ok(rows.len())
+    }
+}
+
+type CheckRow = (String, String, OffsetDateTime, i64, Option<OffsetDateTime>);
 
 /// A durable private PostgreSQL with a database. Both are deleted when the last clone of this is
 /// dropped.

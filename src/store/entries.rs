@@ -258,62 +258,74 @@ async fn insert(
     first: Option<&FirstBatch>,
     is_distributed: bool,
 ) -> Result<Inserted, Stop> {
-    let (addresses, reasons) = (entries.addresses(), entries.reasons());
-    // Rows are inserted in the order of the arrays. Batch::into_sorted explains why that matters.
-    let imported = match entries.unsubscribed_at() {
+    let imported = insert_rows(connection, ids, entries, is_distributed).await?;
+    if let Some(first) = first {
+        imports::begin(connection, ids, first, imported).await?;
+    }
+    let transaction = counts::add(connection, ids.workspace, imported.cast_signed()).await?;
+    Ok(Inserted { imported, transaction })
+}
+
+/// Stores the entries that are not there yet, and returns their number. Rows are inserted in the
+/// order of the arrays. [`Batch::into_sorted`](crate::domain::Batch::into_sorted) explains why that
+/// matters.
+async fn insert_rows(
+    connection: &mut PgConnection,
+    ids: ImportIds,
+    entries: &Sorted,
+    is_distributed: bool,
+) -> Result<u64, sqlx::Error> {
+    let (addresses, reasons, unsubscribed_at) = (entries.addresses(), entries.reasons(), entries.unsubscribed_at());
+    if is_distributed {
         // Citus reports how many rows it selected, and not how many it inserted. To count them
         // takes a tenth of an insert's time, so it is not done elsewhere.
-        unsubscribed_at if is_distributed => {
-            let unsubscribed_at = unsubscribed_at.unwrap_or_else(|| vec![None; addresses.len()]);
-            query_scalar!(
-                r#"WITH new AS (
-                       INSERT INTO entries (workspace_id, added_by, address, reason, unsubscribed_at)
-                       SELECT $1, $2, address, reason, unsubscribed_at
-                       FROM UNNEST($3::text[], $4::text[], $5::timestamptz[]) AS new (address, reason, unsubscribed_at)
-                       ON CONFLICT DO NOTHING RETURNING 1
-                   )
-                   SELECT count(*) AS "count!" FROM new"#,
+        let unsubscribed_at = unsubscribed_at.unwrap_or_else(|| vec![None; addresses.len()]);
+        let imported = query_scalar!(
+            r#"WITH new AS (
+                   INSERT INTO entries (workspace_id, added_by, address, reason, unsubscribed_at)
+                   SELECT $1, $2, address, reason, unsubscribed_at
+                   FROM UNNEST($3::text[], $4::text[], $5::timestamptz[]) AS new (address, reason, unsubscribed_at)
+                   ON CONFLICT DO NOTHING RETURNING 1
+               )
+               SELECT count(*) AS "count!" FROM new"#,
+            ids.workspace.0,
+            ids.key.0,
+            &addresses as &[&str],
+            &reasons as &[&str],
+            &unsubscribed_at as &[Option<OffsetDateTime>],
+        );
+        return Ok(imported.fetch_one(connection).await?.cast_unsigned());
+    }
+    let inserted = match unsubscribed_at {
+        // Most imports have no opt-outs, and do not send an empty array for them.
+        None => {
+            query!(
+                "INSERT INTO entries (workspace_id, added_by, address, reason)
+                 SELECT $1, $2, address, reason FROM UNNEST($3::text[], $4::text[]) AS new (address, reason)
+                 ON CONFLICT DO NOTHING",
+                ids.workspace.0,
+                ids.key.0,
+                &addresses as &[&str],
+                &reasons as &[&str],
+            )
+            .execute(connection)
+            .await?
+        }
+        Some(unsubscribed_at) => {
+            query!(
+                "INSERT INTO entries (workspace_id, added_by, address, reason, unsubscribed_at)
+                 SELECT $1, $2, address, reason, unsubscribed_at
+                 FROM UNNEST($3::text[], $4::text[], $5::timestamptz[]) AS new (address, reason, unsubscribed_at)
+                 ON CONFLICT DO NOTHING",
                 ids.workspace.0,
                 ids.key.0,
                 &addresses as &[&str],
                 &reasons as &[&str],
                 &unsubscribed_at as &[Option<OffsetDateTime>],
             )
-            .fetch_one(&mut *connection)
+            .execute(connection)
             .await?
-            .cast_unsigned()
         }
-        // Most imports have no opt-outs, and do not send an empty array for them.
-        None => query!(
-            "INSERT INTO entries (workspace_id, added_by, address, reason)
-                 SELECT $1, $2, address, reason FROM UNNEST($3::text[], $4::text[]) AS new (address, reason)
-                 ON CONFLICT DO NOTHING",
-            ids.workspace.0,
-            ids.key.0,
-            &addresses as &[&str],
-            &reasons as &[&str],
-        )
-        .execute(&mut *connection)
-        .await?
-        .rows_affected(),
-        Some(unsubscribed_at) => query!(
-            "INSERT INTO entries (workspace_id, added_by, address, reason, unsubscribed_at)
-                 SELECT $1, $2, address, reason, unsubscribed_at
-                 FROM UNNEST($3::text[], $4::text[], $5::timestamptz[]) AS new (address, reason, unsubscribed_at)
-                 ON CONFLICT DO NOTHING",
-            ids.workspace.0,
-            ids.key.0,
-            &addresses as &[&str],
-            &reasons as &[&str],
-            &unsubscribed_at as &[Option<OffsetDateTime>],
-        )
-        .execute(&mut *connection)
-        .await?
-        .rows_affected(),
     };
-    if let Some(first) = first {
-        imports::begin(connection, ids, first, imported).await?;
-    }
-    let transaction = counts::add(connection, ids.workspace, imported.cast_signed()).await?;
-    Ok(Inserted { imported, transaction })
+    Ok(inserted.rows_affected())
 }

@@ -149,13 +149,13 @@ mod tests {
 
     use super::*;
 
-    /// An error of the database with this SQLSTATE.
+    /// An error of the database with this SQLSTATE and message.
     #[derive(Debug)]
-    struct Reported(&'static str);
+    struct Reported(&'static str, &'static str);
 
     impl fmt::Display for Reported {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.0)
+            f.write_str(self.1)
         }
     }
 
@@ -163,7 +163,7 @@ mod tests {
 
     impl DatabaseError for Reported {
         fn message(&self) -> &str {
-            self.0
+            self.1
         }
 
         fn code(&self) -> Option<Cow<'_, str>> {
@@ -188,7 +188,7 @@ mod tests {
     }
 
     fn reported(code: &'static str) -> sqlx::Error {
-        sqlx::Error::Database(Box::new(Reported(code)))
+        sqlx::Error::Database(Box::new(Reported(code, "")))
     }
 
     /// What is to be done about an error: the kind of the caller's error, and of the functions
@@ -223,6 +223,11 @@ mod tests {
             for code in codes {
                 assert_eq!(treatment(reported(code)), (kind, holds.to_vec()), "{code}");
             }
+        }
+        for code in ["", "XX000"] {
+            let citus = Reported(code, "failure on connection marked as essential: worker:5432");
+            assert_eq!(from_sqlx(sqlx::Error::Database(Box::new(citus))).to_string(), AWAY);
+            assert_eq!(treatment(reported(code)).0, "fault");
         }
         assert!(is_read_only(&Stop::Database(reported("25006"))));
         assert!(!is_read_only(&Stop::Database(reported("25001"))));

@@ -1,12 +1,12 @@
 //! The limit of the bytes that all calls together may have in work. It bounds the memory of a
 //! server whatever is sent to it.
 //!
-//! A server has two: one for requests, and one for the batches of imports. A call takes a permit
-//! for the bytes of its request before the request is read, and holds it until the request is
-//! processed. A batch takes one as it grows, and holds it until it is stored. One owner (a
-//! workspace, or the credentials of an HTTP caller) holds a quarter at most, so that no other owner
-//! waits because of it alone. Both limits are tokio semaphores, which serve in order and lose
-//! nothing when a waiting call is dropped.
+//! A call takes a permit for the bytes of its request before the request is read, and holds it
+//! until the request is processed. The batches of imports have budgets of their own, since a batch
+//! outlives the messages from which it was filled. One owner (a workspace, or the credentials of an
+//! HTTP caller) holds a quarter at most, so that no other owner waits because of it alone. Both
+//! limits are tokio semaphores, which serve in order and lose nothing when a waiting call is
+//! dropped.
 
 use std::{
     collections::HashMap,
