@@ -1,19 +1,15 @@
 //! The table `entries`, and the only conversion of domain entries to its rows.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sqlx::{PgConnection, query, query_scalar};
 use time::OffsetDateTime;
-use tokio::time::{Instant, sleep};
-use uuid::{NoContext, Timestamp, Uuid};
+use uuid::Uuid;
 
 use super::{
     FirstBatch, ImportIds, Store, counts, imports,
     lists::count_present,
-    session::{Repeat, Retry, Stop},
+    session::{Repeat, Retry, Running, Stop},
     shares::Share,
 };
 use crate::domain::{Error, Sorted, WorkspaceId};
@@ -128,7 +124,7 @@ impl Store {
 
     /// Begins a dry run of several batches.
     pub fn begin_dry_run(&self, workspace: WorkspaceId) -> DryRun {
-        DryRun { store: self.clone(), workspace, id: Uuid::now_v7() }
+        DryRun { store: self.clone(), workspace, id: Uuid::now_v7(), running: None }
     }
 }
 
@@ -141,17 +137,9 @@ pub struct DryRun {
     store: Store,
     workspace: WorkspaceId,
     id: Uuid,
+    /// The batch that is being counted.
+    running: Option<Running<u64>>,
 }
-
-/// A dry run older than this is over. Its server died before it could delete the recorded
-/// addresses.
-const DRY_RUN_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// The delay before the second deletion of a dry run's addresses.
-const SECOND_DELETION_DELAY: Duration = Duration::from_secs(30);
-
-/// How often the wait for it looks whether the store is closed, which ends it.
-const CLOSED_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The number of recorded addresses that one statement deletes.
 const DELETION_ENTRIES: i64 = 50_000;
@@ -163,7 +151,7 @@ impl DryRun {
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn count_new(&mut self, entries: Sorted) -> Result<u64, Error> {
         let (workspace, id) = (self.workspace, self.id);
-        let count = self.store.write(Share::Import(workspace), move |connection| {
+        let running = self.store.write(Share::Import(workspace), move |connection| {
             Box::pin(async move {
                 let addresses = entries.addresses();
                 // NOT EXISTS would let the planner join the whole list.
@@ -183,63 +171,54 @@ impl DryRun {
                 Ok(count.cast_unsigned())
             })
         });
-        Ok(count.await?)
+        let counted = self.running.insert(running).await;
+        self.running = None;
+        Ok(counted?)
     }
 }
 
 impl Drop for DryRun {
     fn drop(&mut self) {
-        let (store, workspace, id) = (self.store.clone(), self.workspace, self.id);
+        let (store, workspace, id, running) = (self.store.clone(), self.workspace, self.id, self.running.take());
         tokio::spawn(async move {
-            // Twice, because a batch whose caller is gone may still be running, or the database may
-            // be unavailable.
-            for wait in [Duration::ZERO, SECOND_DELETION_DELAY] {
-                let deadline = Instant::now() + wait;
-                while Instant::now() < deadline && !store.is_closed() {
-                    sleep(CLOSED_POLL_INTERVAL).await;
-                }
-                if store.is_closed() {
-                    return;
-                }
-                if let Err(error) = delete_recorded(&store, workspace, id).await {
-                    tracing::debug!(cause = %error, "the recorded addresses of a dry run stay for a day");
-                }
+            // A batch whose caller is gone may still be recording addresses.
+            if let Some(running) = running {
+                running.abandon().await;
+            }
+            if let Err(error) = delete_recorded(&store, workspace, id).await {
+                tracing::debug!(cause = %error, "the recorded addresses of a dry run stay for a day");
             }
         });
     }
 }
 
-/// Deletes the recorded addresses of a dry run, and of those in the workspace whose server died.
+/// Deletes the recorded addresses of a dry run. What stays, because the database is away or the
+/// server dies, is deleted by `retention`.
 async fn delete_recorded(store: &Store, workspace: WorkspaceId, id: Uuid) -> Result<(), Error> {
-    let dead_before = OffsetDateTime::now_utc() - DRY_RUN_AGE_MAX;
-    let dead_before = Timestamp::from_unix(NoContext, dead_before.unix_timestamp().unsigned_abs(), 0);
-    for (first, last) in [(id, id), (Uuid::nil(), Uuid::new_v7(dead_before))] {
-        // Continues after the last deleted row: the index still contains the deleted rows, and a
-        // search from its beginning would take longer each time.
-        let mut after = Some((first, String::new()));
-        while let Some((dry_run, address)) = after {
-            let deleted = store.write(Share::Scan(workspace), move |connection| {
-                Box::pin(async move {
-                    let deletion = query!(
-                        "WITH forgotten AS (
-                             SELECT ctid, rehearsal, address FROM rehearsed
-                             WHERE workspace_id = $1 AND (rehearsal, address) > ($2, $3) AND rehearsal <= $4
-                             ORDER BY rehearsal, address LIMIT $5
-                         ), gone AS (
-                             DELETE FROM rehearsed WHERE workspace_id + 0 = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM forgotten))
-                         )
-                         SELECT rehearsal, address FROM forgotten ORDER BY rehearsal DESC, address DESC LIMIT 1",
-                        workspace.0,
-                        dry_run,
-                        address,
-                        last,
-                        DELETION_ENTRIES,
-                    );
-                    Ok(deletion.fetch_optional(connection).await?.map(|row| (row.rehearsal, row.address)))
-                })
-            });
-            after = deleted.await?;
-        }
+    // Continues after the last deleted row: the index still contains the deleted rows, and a search
+    // from its beginning would take longer each time.
+    let mut after = Some(String::new());
+    while let Some(address) = after {
+        let deleted = store.write(Share::Scan(workspace), move |connection| {
+            Box::pin(async move {
+                let last = query_scalar!(
+                    "WITH forgotten AS (
+                         SELECT ctid, address FROM rehearsed
+                         WHERE workspace_id = $1 AND rehearsal = $2 AND address > $3
+                         ORDER BY address LIMIT $4
+                     ), gone AS (
+                         DELETE FROM rehearsed WHERE workspace_id + 0 = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM forgotten))
+                     )
+                     SELECT max(address) FROM forgotten",
+                    workspace.0,
+                    id,
+                    address,
+                    DELETION_ENTRIES,
+                );
+                Ok(last.fetch_one(connection).await?)
+            })
+        });
+        after = deleted.await?;
     }
     Ok(())
 }

@@ -222,11 +222,6 @@ impl Store {
         opening.await.map_err(|_| error::away("no connection in time"))?.map_err(error::from_sqlx)
     }
 
-    /// True once [`Store::close`] was called.
-    fn is_closed(&self) -> bool {
-        self.pool.is_closed()
-    }
-
     /// Closes the idle connections now, and the others when their work is done. Takes at most a
     /// second, even if the database does not respond.
     pub async fn close(&self) {

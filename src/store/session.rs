@@ -25,6 +25,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::oneshot,
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tracing::Instrument;
@@ -255,15 +256,28 @@ impl From<Failed> for Error {
 /// the connection.
 pub(super) type Working<'c, T> = BoxFuture<'c, Result<T, Stop>>;
 
-/// A running piece of work. It continues when this is dropped.
-pub(super) struct Running<T>(oneshot::Receiver<Result<T, Failed>>);
+/// A running piece of work. When this is dropped, work that has a connection continues, and work
+/// that waits for one does not begin.
+#[derive(Debug)]
+pub(super) struct Running<T> {
+    answer: oneshot::Receiver<Result<T, Failed>>,
+    task: JoinHandle<()>,
+}
+
+impl<T> Running<T> {
+    /// Drops the claim to the result, and waits until the work has ended.
+    pub(super) async fn abandon(self) {
+        drop(self.answer);
+        let _ = self.task.await;
+    }
+}
 
 impl<T> Future for Running<T> {
     type Output = Result<T, Failed>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let lost = |_| Err(Failed { error: Error::internal("work on a connection panicked"), repeat: Repeat::Pointless });
-        self.0.poll_unpin(cx).map(|answer| answer.unwrap_or_else(lost))
+        self.answer.poll_unpin(cx).map(|answer| answer.unwrap_or_else(lost))
     }
 }
 
@@ -321,8 +335,8 @@ impl Store {
     {
         let (reply, answer) = oneshot::channel();
         let store = self.clone();
-        tokio::spawn(async move { store.run_in_task(mode, share, work, reply).await }.in_current_span());
-        Running(answer)
+        let task = tokio::spawn(async move { store.run_in_task(mode, share, work, reply).await }.in_current_span());
+        Running { answer, task }
     }
 
     async fn run_in_task<T, W>(self, mode: Mode, share: Share, work: W, mut reply: oneshot::Sender<Result<T, Failed>>)

@@ -6,7 +6,10 @@ use std::time::Duration;
 use dnc::{
     domain::{KeyOwner, Scope},
     gateway::Upstream,
-    proto::{CheckEntriesRequest, DeleteEntriesRequest, ListEntriesRequest, dnc_service_client::DncServiceClient},
+    proto::{
+        CheckEntriesRequest, DeleteEntriesRequest, ImportOptions, ListEntriesRequest, ListImportsRequest,
+        dnc_service_client::DncServiceClient,
+    },
 };
 use sqlx::Connection;
 use time::OffsetDateTime;
@@ -14,7 +17,7 @@ use tokio::{task::JoinSet, time::timeout};
 use tonic::Code;
 
 use crate::{
-    address_book::{numbered, request},
+    address_book::{numbered, request, with_options},
     harness::{Kind, OwnPostgres, TestServer, all_of, database, give_up_after_polls, make_all, until, with_key},
 };
 
@@ -214,6 +217,45 @@ async fn checks_that_are_dropped_while_they_wait_block_no_others() {
     until("no statement is left behind", || async {
         let running = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dnc' AND datname = current_database() AND state <> 'idle'";
         sqlx::query_scalar::<_, i64>(running).fetch_one(&mut server.connection().await).await.unwrap() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dry_run_that_is_dropped_during_a_batch_leaves_no_addresses() {
+    let server = TestServer::start().await;
+    let client = server.in_process(&FLAGS);
+    let mut blocker = server.connection().await;
+    let mut lock = blocker.begin().await.unwrap();
+    sqlx::query("LOCK TABLE entries IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    // More than a batch, so that the first one is recorded.
+    let options = ImportOptions { validate_only: true, ..ImportOptions::default() };
+    let call = with_key(tokio_stream::iter([with_options(numbered(0..10_001).collect(), options)]), &server.key);
+    let mut importer = client.clone();
+    let running = tokio::spawn(async move { importer.import_entries(call).await });
+    let waiting = "SELECT pid, xact_start FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let mut connection = server.connection().await;
+    let batch: (i32, OffsetDateTime) = loop {
+        match sqlx::query_as(waiting).fetch_optional(&mut connection).await.unwrap() {
+            Some(batch) => break batch,
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    // In this time a deletion that does not wait for the batch would end.
+    for _ in 0..5 {
+        client.clone().list_imports(with_key(ListImportsRequest::default(), &server.key)).await.unwrap();
+    }
+    lock.rollback().await.unwrap();
+    until("the batch is stored", || async {
+        let stored = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND xact_start = $2)";
+        sqlx::query_scalar(stored).bind(batch.0).bind(batch.1).fetch_one(&mut server.connection().await).await.unwrap()
+    })
+    .await;
+    until("its addresses are deleted", || async {
+        let is_empty = "SELECT NOT EXISTS (SELECT FROM rehearsed)";
+        sqlx::query_scalar(is_empty).fetch_one(&mut server.connection().await).await.unwrap()
     })
     .await;
 }

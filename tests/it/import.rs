@@ -444,12 +444,10 @@ async fn a_revoked_key_ends_a_slow_stream() {
 #[tokio::test]
 async fn a_long_dry_run_holds_no_connection_between_its_batches() {
     let server = TestServer::start().await;
-    // What another one of the last 24 hours remembers is kept.
-    let recent = time::OffsetDateTime::now_utc() - time::Duration::hours(12);
-    let recent = uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, recent.unix_timestamp().unsigned_abs(), 0));
+    // What another one remembers is kept.
     sqlx::query("INSERT INTO rehearsed (workspace_id, rehearsal, address) VALUES ($1, $2, 'a@example.com')")
         .bind(server.workspace.0)
-        .bind(recent)
+        .bind(uuid::Uuid::now_v7())
         .execute(&mut server.connection().await)
         .await
         .unwrap();
