@@ -301,7 +301,7 @@ impl Bench {
     /// Empties the tables and runs a checkpoint, so that each measurement starts with the same
     /// write-ahead log.
     async fn empty(&self) -> anyhow::Result<()> {
-        sqlx::query("TRUNCATE entries, entry_counts, imports").execute(&self.pool).await?;
+        sqlx::query("TRUNCATE entries, entry_counts, reason_counts, imports").execute(&self.pool).await?;
         sqlx::query("CHECKPOINT").execute(&self.pool).await?;
         Ok(())
     }

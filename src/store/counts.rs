@@ -1,29 +1,91 @@
-//! The number of entries of each workspace, updated with each batch so that nothing has to count
-//! them.
+//! The numbers of entries of each workspace, in all and by kind and reason. They are updated with
+//! each batch, so that nothing has to count entries.
 
-use sqlx::{PgConnection, query_scalar};
+use std::collections::BTreeMap;
+
+use sqlx::{PgConnection, query, query_scalar};
 
 use super::{Store, shares::Share};
-use crate::domain::{Error, WorkspaceId};
+use crate::domain::{Error, Kind, Sorted, WorkspaceId};
 
-/// The number of rows that a workspace's count is divided into, so that as many transactions can
-/// usually change it concurrently.
+/// The number of rows that a count is divided into, so that as many transactions can usually change
+/// it concurrently.
 const PARTS: i32 = 16;
 
-/// Changes a workspace's count and returns the id of the transaction; `None` if there is nothing to
-/// change. Must be the last statement of its transaction, so that the row is locked only until the
-/// commit.
-pub(super) async fn add(connection: &mut PgConnection, workspace: WorkspaceId, change: i64) -> Result<Option<String>, sqlx::Error> {
-    if change == 0 {
+/// The number of entries of a kind that have a reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReasonCount {
+    /// The kind.
+    pub kind: Kind,
+    /// The reason.
+    pub reason: String,
+    /// The number of entries.
+    pub count: i64,
+}
+
+impl ReasonCount {
+    pub(super) fn new(is_domain: bool, reason: String, count: i64) -> Self {
+        Self { kind: if is_domain { Kind::Domain } else { Kind::Email }, reason, count }
+    }
+}
+
+/// The counts of a list.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The number of entries.
+    pub total: i64,
+    /// The number of pairs of a kind and a reason, including those that are not in `counts`.
+    pub reasons: i64,
+    /// The pairs with the most entries, the largest first.
+    pub counts: Vec<ReasonCount>,
+}
+
+/// The counts of these entries.
+pub(super) fn of(entries: &Sorted) -> Vec<ReasonCount> {
+    let mut counts = BTreeMap::<(&str, bool), i64>::new();
+    for (address, reason, _) in entries.iter() {
+        *counts.entry((reason, !address.contains('@'))).or_default() += 1;
+    }
+    counts.into_iter().map(|((reason, is_domain), count)| ReasonCount::new(is_domain, reason.to_owned(), count)).collect()
+}
+
+/// Adds `changes` to a workspace's counts and returns the id of the transaction; `None` if there is
+/// nothing to change. Must be the last work of its transaction, so that the rows are locked only
+/// until the commit.
+pub(super) async fn add(
+    connection: &mut PgConnection,
+    workspace: WorkspaceId,
+    mut changes: Vec<ReasonCount>,
+) -> Result<Option<String>, sqlx::Error> {
+    let total: i64 = changes.iter().map(|change| change.count).sum();
+    if total == 0 {
         return Ok(None);
     }
+    // Every transaction locks the rows in this order, so there are no deadlocks.
+    changes.sort_unstable_by(|a, b| (&a.reason, a.kind == Kind::Domain).cmp(&(&b.reason, b.kind == Kind::Domain)));
+    let reasons: Vec<&str> = changes.iter().map(|change| change.reason.as_str()).collect();
+    let are_domains: Vec<bool> = changes.iter().map(|change| change.kind == Kind::Domain).collect();
+    let counts: Vec<i64> = changes.iter().map(|change| change.count).collect();
+    query!(
+        "INSERT INTO reason_counts AS known (workspace_id, reason, is_domain, part, entries)
+         SELECT $1, reason, is_domain, pg_backend_pid() % $2, change
+         FROM UNNEST($3::text[], $4::bool[], $5::bigint[]) AS new (reason, is_domain, change)
+         ON CONFLICT (workspace_id, reason, is_domain, part) DO UPDATE SET entries = known.entries + excluded.entries",
+        workspace.0,
+        PARTS,
+        &reasons as &[&str],
+        &are_domains,
+        &counts,
+    )
+    .execute(&mut *connection)
+    .await?;
     query_scalar!(
         r#"INSERT INTO entry_counts AS known (workspace_id, part, entries) VALUES ($1, pg_backend_pid() % $2, $3)
            ON CONFLICT (workspace_id, part) DO UPDATE SET entries = known.entries + excluded.entries
            RETURNING pg_current_xact_id()::text AS "transaction!""#,
         workspace.0,
         PARTS,
-        change,
+        total,
     )
     .fetch_one(connection)
     .await
@@ -34,7 +96,7 @@ impl Store {
     /// The number of entries of a workspace.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] and [`Error::Timeout`].
+    /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
     pub(super) async fn count_all(&self, workspace: WorkspaceId) -> Result<i64, Error> {
         self.read(Share::LookUp(workspace), move |connection| {
             Box::pin(async move {
@@ -44,6 +106,56 @@ impl Store {
                 )
                 .fetch_one(connection)
                 .await?)
+            })
+        })
+        .await
+    }
+
+    /// The number of entries of this kind and with this reason; of any kind, or with any reason, if it
+    /// is `None`.
+    pub(super) async fn count_by_reason(
+        &self,
+        workspace: WorkspaceId,
+        kind: Option<Kind>,
+        reason: Option<String>,
+    ) -> Result<i64, Error> {
+        self.read(Share::LookUp(workspace), move |connection| {
+            Box::pin(async move {
+                Ok(query_scalar!(
+                    r#"SELECT COALESCE(sum(entries), 0)::bigint AS "count!" FROM reason_counts
+                       WHERE workspace_id = $1 AND ($2::text IS NULL OR reason = $2) AND ($3::bool IS NULL OR is_domain = $3)"#,
+                    workspace.0,
+                    reason,
+                    kind.map(|kind| kind == Kind::Domain),
+                )
+                .fetch_one(connection)
+                .await?)
+            })
+        })
+        .await
+    }
+
+    /// The entries by kind and reason: the `reasons_max` largest counts, and the number of all of
+    /// them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] and [`Error::Timeout`].
+    pub async fn summarize(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
+        self.read(Share::LookUp(workspace), move |connection| {
+            Box::pin(async move {
+                let rows = query!(
+                    r#"SELECT is_domain, reason, sum(entries)::bigint AS "count!",
+                           (sum(sum(entries)) OVER ())::bigint AS "total!", count(*) OVER () AS "reasons!"
+                       FROM reason_counts WHERE workspace_id = $1 GROUP BY reason, is_domain HAVING sum(entries) <> 0
+                       ORDER BY 3 DESC, 2, 1 LIMIT $2"#,
+                    workspace.0,
+                    i64::from(reasons_max),
+                )
+                .fetch_all(connection)
+                .await?;
+                let (total, reasons) = rows.first().map_or((0, 0), |row| (row.total, row.reasons));
+                let counts = rows.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count));
+                Ok(Summary { total, reasons, counts: counts.collect() })
             })
         })
         .await

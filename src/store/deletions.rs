@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Store, counts,
+    ReasonCount, Store, counts,
     lists::push_filter,
     session::{Retry, Stop, Working},
     shares::Share,
@@ -72,23 +72,25 @@ async fn delete_named(connection: &mut PgConnection, ids: Ids, addresses: &[Addr
     // there are no deadlocks. A locked row that is never updated keeps its ctid, so the ctid is the
     // cheapest way to find the row again. The `+ 0` keeps the planner from using the key for that,
     // which would read the whole workspace.
-    let deleted = query_scalar!(
+    let gone = query!(
         r#"WITH doomed AS (
                SELECT entry.ctid FROM UNNEST($2::text[]) AS wanted (address)
                CROSS JOIN LATERAL (
                    SELECT ctid FROM entries WHERE workspace_id = $1 AND entries.address = wanted.address LIMIT 1 FOR UPDATE
                ) AS entry
            ), gone AS (
-               DELETE FROM entries WHERE workspace_id + 0 = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM doomed)) RETURNING 1
+               DELETE FROM entries WHERE workspace_id + 0 = $1 AND ctid = ANY (ARRAY(SELECT ctid FROM doomed)) RETURNING reason, strpos(address, '@') = 0 AS is_domain
            )
-           SELECT count(*) AS "count!" FROM gone"#,
+           SELECT is_domain AS "is_domain!", reason, count(*) AS "count!" FROM gone GROUP BY is_domain, reason"#,
         ids.workspace.0,
         &named as &[&str],
     )
-    .fetch_one(&mut *connection)
+    .fetch_all(&mut *connection)
     .await?;
+    let deleted = gone.iter().map(|row| row.count).sum();
     log(connection, ids, &Selection::Named(named.len()), deleted).await?;
-    counts::add(connection, ids.workspace, -deleted).await?;
+    let changes = gone.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, -row.count));
+    counts::add(connection, ids.workspace, changes.collect()).await?;
     Ok(deleted)
 }
 
@@ -139,12 +141,16 @@ async fn delete_after(
     query.push(" AND created_at < ").push_bind(began).push(" AND address > ").push_bind(after);
     query.push(" ORDER BY address LIMIT ").push_bind(BATCH_ENTRIES);
     query.push(" FOR UPDATE), gone AS (DELETE FROM entries WHERE workspace_id + 0 = ").push_bind(workspace.0);
-    query.push(" AND ctid = ANY (ARRAY(SELECT ctid FROM doomed)) RETURNING 1) SELECT (SELECT count(*) FROM gone), (SELECT max(address) FROM doomed)");
-    let (deleted, last): (i64, Option<String>) = query.build_query_as().fetch_one(&mut *connection).await?;
+    query.push(" AND ctid = ANY (ARRAY(SELECT ctid FROM doomed)) RETURNING address, reason)");
+    query.push(" SELECT strpos(address, '@') = 0, reason, count(*), (SELECT max(address) FROM doomed) FROM gone GROUP BY 1, 2");
+    let gone: Vec<(bool, String, i64, Option<String>)> = query.build_query_as().fetch_all(&mut *connection).await?;
+    let last = gone.first().and_then(|(.., last)| last.clone());
+    let deleted = gone.iter().map(|(_, _, count, _)| count).sum();
     // A deletion that finds nothing is logged, too. The empty last batch of another deletion adds
     // nothing to its row.
     log(connection, ids, &Selection::All(filter), deleted).await?;
-    counts::add(connection, workspace, -deleted).await?;
+    let changes = gone.into_iter().map(|(is_domain, reason, count, _)| ReasonCount::new(is_domain, reason, -count));
+    counts::add(connection, workspace, changes.collect()).await?;
     Ok((deleted, last))
 }
 

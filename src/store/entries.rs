@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    FirstBatch, ImportIds, Store, counts, imports,
+    FirstBatch, ImportIds, ReasonCount, Store, counts, imports,
     lists::count_present,
     session::{Repeat, Retry, Running, Stop},
     shares::Share,
@@ -237,15 +237,16 @@ async fn insert(
     first: Option<&FirstBatch>,
     is_distributed: bool,
 ) -> Result<Inserted, Stop> {
-    let imported = insert_rows(connection, ids, entries, is_distributed).await?;
+    let new = insert_rows(connection, ids, entries, is_distributed).await?;
+    let imported = new.iter().map(|new| new.count.unsigned_abs()).sum();
     if let Some(first) = first {
         imports::begin(connection, ids, first, imported).await?;
     }
-    let transaction = counts::add(connection, ids.workspace, imported.cast_signed()).await?;
+    let transaction = counts::add(connection, ids.workspace, new).await?;
     Ok(Inserted { imported, transaction })
 }
 
-/// Stores the entries that are not there yet, and returns their number. Rows are inserted in the
+/// Stores the entries that are not there yet, and returns their numbers. Rows are inserted in the
 /// order of the arrays. [`Batch::into_sorted`](crate::domain::Batch::into_sorted) explains why that
 /// matters.
 async fn insert_rows(
@@ -253,27 +254,28 @@ async fn insert_rows(
     ids: ImportIds,
     entries: &Sorted,
     is_distributed: bool,
-) -> Result<u64, sqlx::Error> {
+) -> Result<Vec<ReasonCount>, sqlx::Error> {
     let (addresses, reasons, unsubscribed_at) = (entries.addresses(), entries.reasons(), entries.unsubscribed_at());
     if is_distributed {
-        // Citus reports how many rows it selected, and not how many it inserted. To count them
-        // takes a tenth of an insert's time, so it is not done elsewhere.
+        // Citus reports how many rows it selected, and not how many it inserted. To return what was
+        // inserted takes a tenth of an insert's time, so it is not done elsewhere.
         let unsubscribed_at = unsubscribed_at.unwrap_or_else(|| vec![None; addresses.len()]);
-        let imported = query_scalar!(
+        let new = query!(
             r#"WITH new AS (
                    INSERT INTO entries (workspace_id, added_by, address, reason, unsubscribed_at)
                    SELECT $1, $2, address, reason, unsubscribed_at
                    FROM UNNEST($3::text[], $4::text[], $5::timestamptz[]) AS new (address, reason, unsubscribed_at)
-                   ON CONFLICT DO NOTHING RETURNING 1
+                   ON CONFLICT DO NOTHING RETURNING address, reason
                )
-               SELECT count(*) AS "count!" FROM new"#,
+               SELECT strpos(address, '@') = 0 AS "is_domain!", reason, count(*) AS "count!" FROM new GROUP BY 1, 2"#,
             ids.workspace.0,
             ids.key.0,
             &addresses as &[&str],
             &reasons as &[&str],
             &unsubscribed_at as &[Option<OffsetDateTime>],
         );
-        return Ok(imported.fetch_one(connection).await?.cast_unsigned());
+        let new = new.fetch_all(connection).await?;
+        return Ok(new.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count)).collect());
     }
     let inserted = match unsubscribed_at {
         // Most imports have no opt-outs, and do not send an empty array for them.
@@ -287,7 +289,7 @@ async fn insert_rows(
                 &addresses as &[&str],
                 &reasons as &[&str],
             )
-            .execute(connection)
+            .execute(&mut *connection)
             .await?
         }
         Some(unsubscribed_at) => {
@@ -302,9 +304,33 @@ async fn insert_rows(
                 &reasons as &[&str],
                 &unsubscribed_at as &[Option<OffsetDateTime>],
             )
-            .execute(connection)
+            .execute(&mut *connection)
             .await?
         }
     };
-    Ok(inserted.rows_affected())
+    if inserted.rows_affected() == 0 {
+        return Ok(Vec::new());
+    }
+    let mut all = counts::of(entries);
+    if inserted.rows_affected() == entries.len() as u64 {
+        return Ok(all);
+    }
+    if let [only] = all.as_mut_slice() {
+        only.count = inserted.rows_affected().cast_signed();
+        return Ok(all);
+    }
+    // The rows that this transaction inserted. The id of a transaction is used again after four
+    // billion others, but not at the same time.
+    let new = query!(
+        r#"SELECT strpos(entry.address, '@') = 0 AS "is_domain!", entry.reason, count(*) AS "count!"
+           FROM UNNEST($2::text[]) AS wanted (address)
+           CROSS JOIN LATERAL (
+               SELECT address, reason FROM entries WHERE workspace_id = $1 AND entries.address = wanted.address
+                   AND entries.xmin = pg_current_xact_id()::xid AND created_at = now() LIMIT 1
+           ) AS entry GROUP BY 1, 2"#,
+        ids.workspace.0,
+        &addresses as &[&str],
+    );
+    let new = new.fetch_all(connection).await?;
+    Ok(new.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count)).collect())
 }

@@ -25,28 +25,6 @@ pub struct EntryRow {
     pub unsubscribed_at: Option<OffsetDateTime>,
 }
 
-/// The counts of a list.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// The number of entries.
-    pub total: i64,
-    /// The number of pairs of a kind and a reason, including those that are not in `counts`.
-    pub reasons: i64,
-    /// The pairs with the most entries, the largest first.
-    pub counts: Vec<ReasonCount>,
-}
-
-/// The number of entries of a kind that have a reason.
-#[derive(Clone, Debug)]
-pub struct ReasonCount {
-    /// The kind.
-    pub kind: Kind,
-    /// The reason.
-    pub reason: String,
-    /// The number of entries.
-    pub count: i64,
-}
-
 /// A selection of up to this many entries counts as short. For a longer one, a scan along the key
 /// finds a page within a small part of the workspace.
 const SHORT_LIST_ENTRIES: i64 = 1_000;
@@ -127,14 +105,20 @@ impl Store {
         Ok(running.await?)
     }
 
-    /// Counts the entries that a filter selects. The empty filter costs nothing; any other reads
-    /// the entries it selects from.
+    /// Counts the entries that a filter selects. A filter by kind and reason costs nothing; any other
+    /// reads the entries that it selects from.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
     pub async fn count_entries(&self, workspace: WorkspaceId, filter: &Filter) -> Result<i64, Error> {
-        if *filter == Filter::default() {
-            return self.count_all(workspace).await;
+        match filter.clone() {
+            Filter { kind: None, reason: None, search: None, created_from: None, created_to: None } => {
+                return self.count_all(workspace).await;
+            }
+            Filter { kind, reason, search: None, created_from: None, created_to: None } => {
+                return self.count_by_reason(workspace, kind, reason).await;
+            }
+            _ => {}
         }
         let filter = filter.clone();
         self.scan(workspace, move |connection| {
@@ -156,33 +140,6 @@ impl Store {
             Box::pin(async move {
                 let addresses: Vec<&str> = addresses.iter().map(Address::as_str).collect();
                 Ok(count_present(connection, workspace, &addresses).await?)
-            })
-        })
-        .await
-    }
-
-    /// Counts the entries by kind and reason: the `reasons_max` largest counts, and the number of
-    /// all of them.
-    ///
-    /// # Errors
-    /// As [`Store::find_covers`].
-    pub async fn summarize(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
-        self.scan(workspace, move |connection| {
-            Box::pin(async move {
-                let rows = sqlx::query!(
-                    r#"SELECT strpos(address, '@') = 0 AS "is_domain!", reason, count(*) AS "count!",
-                           sum(count(*)) OVER ()::bigint AS "total!", count(*) OVER () AS "reasons!"
-                       FROM entries WHERE workspace_id = $1 GROUP BY 1, 2 ORDER BY 3 DESC, 2, 1 LIMIT $2"#,
-                    workspace.0,
-                    i64::from(reasons_max),
-                )
-                .fetch_all(connection)
-                .await?;
-                let kind = |is_domain| if is_domain { Kind::Domain } else { Kind::Email };
-                let (total, reasons) = rows.first().map_or((0, 0), |row| (row.total, row.reasons));
-                let counts =
-                    rows.into_iter().map(|row| ReasonCount { kind: kind(row.is_domain), reason: row.reason, count: row.count });
-                Ok(Summary { total, reasons, counts: counts.collect() })
             })
         })
         .await

@@ -42,11 +42,12 @@ use self::{
     shares::{Share, Shares},
 };
 
+pub use counts::{ReasonCount, Summary};
 pub use deletions::Deletion;
 pub use entries::DryRun;
 pub use imports::{Answered, Claim, End, FirstBatch, ImportId, ImportIds, Replay};
 pub use keys::{Caller, KeyRow};
-pub use lists::{EntryRow, ReasonCount, Summary};
+pub use lists::EntryRow;
 pub use logs::{DeletionRow, ImportRow, Selection};
 pub use tenants::{UserRow, WorkspaceRow};
 

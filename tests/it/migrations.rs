@@ -38,3 +38,18 @@ async fn the_log_is_migrated_to_one_row_for_each_import() {
         sqlx::query_as("SELECT request_id, fingerprint FROM import_requests").fetch_all(&mut connection).await.unwrap();
     assert_eq!(requests, [("known".to_owned(), None)]);
 }
+
+#[tokio::test]
+async fn entries_that_exist_are_counted_by_type_and_reason() {
+    let mut connection = PgConnection::connect(&bare_database().await).await.unwrap();
+    sqlx::raw_sql(include_str!("../../migrations/0002_entries.sql")).execute(&mut connection).await.unwrap();
+    let before = "INSERT INTO entries (workspace_id, added_by, address, reason) VALUES
+        (1, 1, 'a@example.com', 'bounce'), (1, 1, 'b@example.com', 'bounce'), (1, 1, 'c@example.com', 'Bounce'),
+        (1, 1, 'example.org', 'bounce'), (2, 1, 'a@example.com', 'bounce')";
+    sqlx::raw_sql(before).execute(&mut connection).await.unwrap();
+    sqlx::raw_sql(include_str!("../../migrations/0009_reason_counts.sql")).execute(&mut connection).await.unwrap();
+    let counts = "SELECT workspace_id, reason, is_domain, entries FROM reason_counts ORDER BY 1, 2, 3";
+    let counts: Vec<(i64, String, bool, i64)> = sqlx::query_as(counts).fetch_all(&mut connection).await.unwrap();
+    let expected = [(1, "Bounce", false, 1), (1, "bounce", false, 2), (1, "bounce", true, 1), (2, "bounce", false, 1)];
+    assert_eq!(counts, expected.map(|(workspace, reason, is_domain, entries)| (workspace, reason.to_owned(), is_domain, entries)));
+}

@@ -288,6 +288,7 @@ async fn a_few_entries_of_a_long_list_are_found_without_reading_all_of_it() {
     assert!(reads.rows <= 2 * RANGE + SLACK, "by time: {reads:?}");
 
     lists.run(format!("INSERT INTO entries VALUES ({}, now(), 1, 'example.org', 'bounce')", workspace.0)).await;
+    lists.run(format!("INSERT INTO reason_counts VALUES ({}, 'bounce', true, 0, 1)", workspace.0)).await;
     let filter = EntryFilter { r#type: EntryType::Domain.into(), ..EntryFilter::default() };
     let (page, reads) = lists.reads(async |client| first_page(client, key, filter).await).await;
     assert_eq!((page.entries.len(), page.total_size), (1, 1));

@@ -132,6 +132,6 @@ fn files(process: &Process) -> Vec<String> {
 impl TestServer {
     /// Removes all entries.
     async fn remove_all(&self) {
-        sqlx::query("TRUNCATE entries, entry_counts").execute(&mut self.connection().await).await.unwrap();
+        sqlx::query("TRUNCATE entries, entry_counts, reason_counts").execute(&mut self.connection().await).await.unwrap();
     }
 }

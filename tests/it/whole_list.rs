@@ -732,6 +732,57 @@ async fn random_operations_agree_with_a_model() {
 }
 
 #[tokio::test]
+async fn entries_are_counted_by_type_and_reason_as_they_come_and_go() {
+    let server = TestServer::start().await;
+    let of = |reasons: &'static [&'static str]| {
+        move |(number, entry): (usize, Entry)| Entry { reason: reasons[number % reasons.len()].into(), ..entry }
+    };
+    let numbered = |range, reasons| numbered(range).enumerate().map(of(reasons)).collect::<Vec<_>>();
+    let counted = async |what: &str| {
+        let message = SummarizeEntriesRequest {};
+        let answer = server.client().await.summarize_entries(with_key(message, &server.key)).await.unwrap().into_inner();
+        let counts = answer.reasons.into_iter().map(|row| (row.r#type == EntryType::Domain as i32, row.reason, row.count));
+        let mut counts: Vec<_> = counts.collect();
+        counts.sort_unstable();
+        let stored = "SELECT strpos(address, '@') = 0, reason, count(*) FROM entries GROUP BY 1, 2 ORDER BY 1, 2 COLLATE \"C\"";
+        let stored: Vec<(bool, String, i64)> = sqlx::query_as(stored).fetch_all(&mut server.connection().await).await.unwrap();
+        assert_eq!(counts, stored, "{what}");
+        assert_eq!(answer.total, server.count().await, "{what}");
+        for (is_domain, reason, count) in stored {
+            let r#type = if is_domain { EntryType::Domain } else { EntryType::Email }.into();
+            let filter = EntryFilter { reason, r#type, ..EntryFilter::default() };
+            let message = ListEntriesRequest { filter: Some(filter), page_size: 1, ..ListEntriesRequest::default() };
+            let page = server.client().await.list_entries(with_key(message, &server.key)).await.unwrap().into_inner();
+            assert_eq!(page.total_size, count, "{what}");
+        }
+    };
+    let import = async |entries: Vec<Entry>| server.import(vec![request(entries)]).await.unwrap().imported;
+    assert_eq!(import(numbered(0..100, &["bounce"])).await, 100);
+    counted("one reason, all new").await;
+    assert_eq!(import(numbered(50..150, &["complaint"])).await, 50);
+    counted("one reason, some new").await;
+    assert_eq!(import(numbered(150..250, &["bounce", "complaint", "\u{e4}"])).await, 100);
+    counted("several reasons, all new").await;
+    let domains = [domain("example.org"), domain("example.net")];
+    assert_eq!(import([numbered(200..300, &["manual", "bounce"]), domains.to_vec()].concat()).await, 52);
+    counted("several reasons and types, some new").await;
+    assert_eq!(import(numbered(0..300, &["manual", "bounce"])).await, 0);
+    counted("none new").await;
+    let emails = numbered(0..300, &[""]).into_iter().step_by(3).map(|entry| entry.email).chain(["example.org".to_owned()]);
+    let named = DeleteEntriesRequest { emails: emails.collect(), ..DeleteEntriesRequest::default() };
+    assert_eq!(server.client().await.delete_entries(with_key(named, &server.key)).await.unwrap().into_inner().deleted, 101);
+    counted("some deleted by name").await;
+    for search in ["1@", ""] {
+        let filter = EntryFilter { search: search.into(), ..EntryFilter::default() };
+        let all = DeleteEntriesRequest { all: true, filter: Some(filter), ..DeleteEntriesRequest::default() };
+        let answer = server.client().await.delete_entries(with_key(all, &server.key)).await.unwrap();
+        assert!(answer.into_inner().deleted > 10);
+        counted("deleted by a filter").await;
+    }
+    assert_eq!(server.count().await, 0);
+}
+
+#[tokio::test]
 async fn large_answers_fit_into_4_mib() {
     let server = TestServer::start().await;
     let address = |number: u32| format!("{}{number:05}@{}example.com", "a".repeat(59), "long-label-of-a-domain.".repeat(7));
