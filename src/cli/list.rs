@@ -45,12 +45,12 @@ pub(super) struct Summary {
 pub(super) async fn list(options: List) -> anyhow::Result<()> {
     let mut table = Table::new(["email", "type", "reason", "unsubscribed_at", "created_at", "added_by"]);
     let mut page_token = String::new();
-    let (mut shown, mut total) = (0, 0);
+    let (mut shown, mut total) = (0, None);
     while shown < options.limit {
         let page_size = (options.limit - shown).min(PAGE_ENTRIES_MAX).cast_signed();
         let request = ListEntriesRequest { filter: Some(options.selection.filter()), page_size, page_token };
         let page = options.server.call(request, async |mut client, request| client.list_entries(request).await).await?;
-        total = page.total_size;
+        total = (!page.total_omitted).then_some(page.total_size);
         shown += page.entries.len() as u32;
         page.entries.into_iter().for_each(|entry| table.push(row(entry)));
         page_token = page.next_page_token;
@@ -59,8 +59,14 @@ pub(super) async fn list(options: List) -> anyhow::Result<()> {
         }
     }
     table.print(options.format)?;
-    if i64::from(shown) < total {
-        eprintln!("dnc: {shown} of {total} entries; --limit shows more, `dnc export` writes all");
+    match total {
+        Some(total) if i64::from(shown) < total => {
+            eprintln!("dnc: {shown} of {total} entries; --limit shows more, `dnc export` writes all");
+        }
+        None if !page_token.is_empty() => {
+            eprintln!("dnc: {shown} entries, and perhaps more; --limit shows more, `dnc export` writes all");
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Filters, and the tokens that name the next page of a list.
 //!
-//! A token holds the last address of a page and the total that the first page counted. It is
+//! A token holds the last address of a page, and the total that the first page counted. It is
 //! encrypted, because tokens end up in logs and browser histories, which must not contain
 //! addresses. It is authenticated, and bound to its filter and workspace: a token that was
 //! modified, or comes with another filter or workspace, is rejected. Its nonce is random and long
@@ -18,9 +18,11 @@ use time::OffsetDateTime;
 use super::{address::Kind, error::Error, key::WorkspaceId};
 
 /// Names the use of the key and the token's layout. A token of another layout is rejected.
-const PURPOSE: &[u8] = b"dnc page token 2";
+const PURPOSE: &[u8] = b"dnc page token 3";
 const NONCE_BYTES: usize = 24;
-const TOTAL_BYTES: usize = 8;
+const NUMBER_BYTES: usize = 8;
+/// The total in a token of a list that was not counted.
+const NOT_COUNTED: i64 = -1;
 
 /// Selects the entries that match all fields that are set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,13 +39,22 @@ pub struct Filter {
     pub created_to: Option<OffsetDateTime>,
 }
 
+impl Filter {
+    /// True when nothing but the kind and the reason decides.
+    pub fn is_by_kind_and_reason(&self) -> bool {
+        self.search.is_none() && self.created_from.is_none() && self.created_to.is_none()
+    }
+}
+
 /// The position at which a page begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The page begins after this address.
     pub after: String,
-    /// The number of matching entries when the first page was read.
-    pub total: i64,
+    /// The number of matching entries when the first page was read; `None` if they were not counted.
+    pub total: Option<i64>,
+    /// The number of entries, matching or not, that the pages until here examined.
+    pub examined: i64,
 }
 
 impl Position {
@@ -54,7 +65,8 @@ impl Position {
     pub fn to_token(&self, secret: &[u8], workspace: WorkspaceId, filter: &Filter) -> Result<String, Error> {
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|error| Error::internal(error.to_string()))?;
-        let msg = [&self.total.to_be_bytes(), self.after.as_bytes()].concat();
+        let (total, examined) = (self.total.unwrap_or(NOT_COUNTED).to_be_bytes(), self.examined.to_be_bytes());
+        let msg = [&total, &examined, self.after.as_bytes()].concat();
         let payload = Payload { msg: &msg, aad: &list_bytes(workspace, filter) };
         let encrypted =
             cipher(secret).encrypt(&XNonce::from(nonce), payload).map_err(|error| Error::internal(error.to_string()))?;
@@ -80,8 +92,10 @@ impl Position {
         let (nonce, encrypted) = bytes.split_first_chunk::<NONCE_BYTES>()?;
         let payload = Payload { msg: encrypted, aad: &list_bytes(workspace, filter) };
         let decrypted = cipher(secret).decrypt(&XNonce::from(*nonce), payload).ok()?;
-        let (total, after) = decrypted.split_first_chunk::<TOTAL_BYTES>()?;
-        Some(Self { after: String::from_utf8(after.to_vec()).ok()?, total: i64::from_be_bytes(*total) })
+        let (total, rest) = decrypted.split_first_chunk::<NUMBER_BYTES>()?;
+        let (examined, after) = rest.split_first_chunk::<NUMBER_BYTES>()?;
+        let total = Some(i64::from_be_bytes(*total)).filter(|total| *total != NOT_COUNTED);
+        Some(Self { after: String::from_utf8(after.to_vec()).ok()?, total, examined: i64::from_be_bytes(*examined) })
     }
 }
 
@@ -133,7 +147,8 @@ mod tests {
             for invalid in [text.clone(), spelled(bytes, &alphabet), URL_SAFE_NO_PAD.encode(bytes)] {
                 assert_eq!(read(&invalid), None);
             }
-            let position = Position { after: text, total: bytes.iter().map(|byte| i64::from(*byte)).sum() };
+            let sum = bytes.iter().map(|byte| i64::from(*byte)).sum();
+            let position = Position { after: text, total: (sum % 2 == 0).then_some(sum), examined: 2 * sum };
             let token = position.to_token(secret, workspace, &filter).expect("random numbers");
             assert_eq!(read(&token), Some(position));
             // One character changed, one more, one fewer.
@@ -150,7 +165,7 @@ mod tests {
     fn a_token_is_valid_for_its_own_list_only() {
         let (secret, workspace) = (b"secret".as_slice(), WorkspaceId(7));
         let filter = Filter { reason: Some("bounce".to_owned()), ..Filter::default() };
-        let position = Position { after: "jürgen@example.de".to_owned(), total: 5_000_000 };
+        let position = Position { after: "jürgen@example.de".to_owned(), total: Some(5_000_000), examined: 25 };
         let token = position.to_token(secret, workspace, &filter).expect("random numbers");
         let read =
             |token: &str, secret: &[u8], workspace, filter: &Filter| Position::from_token(token, secret, workspace, filter).ok();
@@ -174,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_token_shows_no_address() {
-        let position = Position { after: "someone@example.com".to_owned(), total: 1 };
+        let position = Position { after: "someone@example.com".to_owned(), total: None, examined: 1 };
         let token = || position.to_token(b"secret", WorkspaceId(7), &Filter::default()).expect("random numbers");
         let bytes = URL_SAFE_NO_PAD.decode(token()).expect("base64url");
         assert!(!bytes.windows(7).any(|part| part == b"example" || part == b"someone"));

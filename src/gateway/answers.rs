@@ -237,7 +237,15 @@ impl From<Entry> for JsonListed {
 /// The whole body of a page of entries.
 pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> Page {
     let next_cursor = Some(answer.next_page_token).filter(|token| !token.is_empty());
-    let pagination = Pagination { limit, total: answer.total_size, has_more: next_cursor.is_some(), next_cursor };
+    let is_omitted = answer.total_omitted;
+    let pagination = Pagination {
+        limit,
+        total: (!is_omitted).then_some(answer.total_size),
+        total_omitted: is_omitted.then_some(true),
+        examined: (is_omitted && next_cursor.is_some()).then_some(answer.examined_size),
+        has_more: next_cursor.is_some(),
+        next_cursor,
+    };
     Page { success: true, data: answer.entries.into_iter().map(JsonListed::from).collect(), pagination }
 }
 
@@ -256,10 +264,22 @@ struct Pagination {
     /// The most entries in the page.
     #[schema(minimum = 1, maximum = 100)]
     limit: i32,
-    /// The entries that the filters selected when the first page was read.
-    #[schema(minimum = 0)]
-    total: i64,
-    /// Whether there is another page.
+    /// The entries that the filters selected when the first page was read; null if they were not
+    /// counted.
+    #[schema(minimum = 0, required = true)]
+    total: Option<i64>,
+    /// True if `total` is null: a list of more than 100,000 entries is counted by text or time only
+    /// if that takes at most 50 ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    total_omitted: Option<bool>,
+    /// If `total` is null and there is another page: how many entries of the list were examined up
+    /// to the end of this page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, nullable = false)]
+    examined: Option<i64>,
+    /// Whether there is another page. A page of a filtered list may then have fewer entries than
+    /// `limit`, or none: it has those that were found within a second.
     has_more: bool,
     /// The `cursor` of the next page; null with the last one.
     #[schema(required = true)]

@@ -15,7 +15,7 @@ use crate::{
     proto::{
         ExportEntriesRequest, ExportEntriesResponse, ListEntriesRequest, ListEntriesResponse, ReasonCount, SummarizeEntriesResponse,
     },
-    store::{EntryRow, Store},
+    store::{Page, Store},
 };
 
 /// Entries in one message of an export, and in its statement. They are hardly ever larger than 200
@@ -27,7 +27,7 @@ const EXPORT_ENTRIES: u32 = 2_000;
 const SUMMARY_REASONS_MAX: u32 = 1_000;
 
 /// One page of the list. The total is counted for the first page, and then carried in the page
-/// token.
+/// token. It is omitted if counting takes too long.
 ///
 /// # Errors
 /// [`Error::Invalid`] for an invalid filter, page size or page token; those of the store.
@@ -37,25 +37,21 @@ pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntr
     let count = convert::page_size(request.page_size)?;
     let secret = store.page_token_secret().await?;
     let position = if request.page_token.is_empty() {
-        Position { after: String::new(), total: store.count_entries(workspace, &filter).await? }
+        Position { after: String::new(), total: store.count_in_time(workspace, &filter).await?, examined: 0 }
     } else {
         Position::from_token(&request.page_token, secret, workspace, &filter)?
     };
-    // One row more than the page has shows whether there is a next page.
-    let mut rows = store.page(workspace, &filter, &position.after, count + 1, Some(position.total)).await?;
-    let has_more = rows.len() > count as usize;
-    rows.truncate(count as usize);
-    let next_page_token = match rows.last() {
-        Some(last) if has_more => {
-            Position { after: last.address.clone(), total: position.total }.to_token(secret, workspace, &filter)?
-        }
-        _ => String::new(),
-    };
+    let page = store.page(workspace, &filter, &position.after, count, position.total).await?;
+    let next =
+        page.next.map(|next| Position { after: next.after, total: position.total, examined: position.examined + next.examined });
+    let next_page_token = next.as_ref().map(|next| next.to_token(secret, workspace, &filter)).transpose()?;
     let id = workspace.to_string();
     Ok(ListEntriesResponse {
-        entries: rows.into_iter().map(|row| convert::stored(&id, row)).collect(),
-        next_page_token,
-        total_size: position.total,
+        entries: page.entries.into_iter().map(|row| convert::stored(&id, row)).collect(),
+        next_page_token: next_page_token.unwrap_or_default(),
+        total_size: position.total.unwrap_or_default(),
+        total_omitted: position.total.is_none(),
+        examined_size: next.filter(|_| position.total.is_none()).map_or(0, |next| next.examined),
     })
 }
 
@@ -75,32 +71,39 @@ pub(super) async fn export(
     // The first page is read before the stream begins, so that an early error is the call's status
     // and not a broken stream.
     let first = export_page(&store, &auth, &principal, &filter, "").await?;
-    let next = move |rows: Vec<EntryRow>| {
+    let next = move |page: Option<Page>| {
         let (store, auth, principal, filter, workspace) =
             (store.clone(), auth.clone(), principal.clone(), filter.clone(), workspace.clone());
         async move {
-            let Some(last) = rows.last().map(|row| row.address.clone()) else { return Ok(None) };
-            let rest = if rows.len() < EXPORT_ENTRIES as usize {
-                Vec::new()
-            } else {
-                export_page(&store, &auth, &principal, &filter, &last).await.map_err(status::from_error)?
+            let Some(page) = page else { return Ok(None) };
+            let rest = match page.next {
+                Some(next) => Some(export_page(&store, &auth, &principal, &filter, &next.after).await.map_err(status::from_error)?),
+                None => None,
             };
-            let entries = rows.into_iter().map(|row| convert::stored(&workspace, row)).collect();
+            let entries = page.entries.into_iter().map(|row| convert::stored(&workspace, row)).collect();
             Ok(Some((ExportEntriesResponse { entries }, rest)))
         }
     };
-    Ok(stream::try_unfold(first, next))
+    Ok(stream::try_unfold(Some(first).filter(|page| !page.entries.is_empty()), next))
 }
 
+/// The next page of an export that has entries, or its end.
 async fn export_page(
     store: &Store,
     auth: &Authenticator,
     principal: &Principal,
     filter: &Filter,
     after: &str,
-) -> Result<Vec<EntryRow>, Error> {
-    auth.recheck(principal).await?;
-    store.page(principal.workspace, filter, after, EXPORT_ENTRIES, None).await
+) -> Result<Page, Error> {
+    let mut after = after.to_owned();
+    loop {
+        auth.recheck(principal).await?;
+        let page = store.export_page(principal.workspace, filter, &after, EXPORT_ENTRIES).await?;
+        match page.next {
+            Some(next) if page.entries.is_empty() => after = next.after,
+            _ => return Ok(page),
+        }
+    }
 }
 
 /// Counts the entries by type and reason, the largest counts first.

@@ -1,12 +1,17 @@
 //! Reads the list: checks, pages, counts. All statements use the primary key of the table, unless
 //! [`Mode::Scan`] says otherwise.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, query_as, query_scalar};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
-use super::{Store, session::Mode, shares::Share};
+use super::{
+    Store,
+    session::{Mode, Stop},
+    shares::Share,
+};
 use crate::domain::{Address, Error, Filter, KeyId, Kind, WorkspaceId};
 
 /// A stored entry.
@@ -25,9 +30,50 @@ pub struct EntryRow {
     pub unsubscribed_at: Option<OffsetDateTime>,
 }
 
+/// A part of a list, in the order of the key.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The matching entries.
+    pub entries: Vec<EntryRow>,
+    /// Where the next page begins; `None` at the end of the list.
+    pub next: Option<Next>,
+}
+
+/// The beginning of the next page. The page before it may have fewer entries than it was to have,
+/// or none.
+#[derive(Clone, Debug)]
+pub struct Next {
+    /// The page begins after this address.
+    pub after: String,
+    /// The number of entries that the page before it examined.
+    pub examined: i64,
+}
+
+/// An entry that was examined.
+#[derive(FromRow)]
+struct ExaminedRow {
+    /// Its place among the entries of its part, from 1.
+    number: i64,
+    is_match: bool,
+    #[sqlx(flatten)]
+    entry: EntryRow,
+}
+
 /// A selection of up to this many entries counts as short. For a longer one, a scan along the key
 /// finds a page within a small part of the workspace.
 const SHORT_LIST_ENTRIES: i64 = 1_000;
+
+/// The entries that one statement examines.
+const PART_ENTRIES: i64 = 50_000;
+
+/// A page has the entries that are found within this time.
+const EXAMINE_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// A list of up to this many entries is counted however long that takes.
+const ALWAYS_COUNTED_ENTRIES: i64 = 100_000;
+
+/// How long counting a longer one may take.
+const COUNT_TIME_MAX: Duration = Duration::from_millis(50);
 
 impl Store {
     /// Finds the entries that cover any of the addresses in this range of `addresses`, in one
@@ -67,14 +113,13 @@ impl Store {
         .await
     }
 
-    /// Reads at most `count` matching entries after the address `after`, in the order of the key.
-    /// `total` is the number of entries that the filter selects; `None` for a page of an export,
-    /// which does not count them.
+    /// Reads the page of a list that begins after the address `after`: at most `count` matching
+    /// entries, in the order of the key. `total` is the number of entries that the filter selects,
+    /// if it is known.
     ///
     /// A filtered page is a scan along the key, so that all pages of a list together read it once.
-    /// Only for a short selection does the planner choose: it may find the few entries by their
-    /// creation time. To find many entries in that way for every page would take many times as long
-    /// as the scan.
+    /// It ends early after [`EXAMINE_TIME_MAX`]. Only for few entries of a certain time does the
+    /// planner choose: it may find them by their creation time.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
@@ -85,24 +130,94 @@ impl Store {
         after: &str,
         count: u32,
         total: Option<i64>,
-    ) -> Result<Vec<EntryRow>, Error> {
-        let (mode, share) = match total {
-            None if *filter == Filter::default() => (Mode::Read, Share::Export(workspace)),
-            _ if *filter == Filter::default() => (Mode::Read, Share::LookUp(workspace)),
-            Some(..=SHORT_LIST_ENTRIES) => (Mode::Scan, Share::Scan(workspace)),
-            _ => (Mode::Read, Share::Scan(workspace)),
-        };
+    ) -> Result<Page, Error> {
+        let has_time = filter.created_from.is_some() || filter.created_to.is_some();
+        match total {
+            _ if *filter == Filter::default() => {
+                self.page_of_all(Mode::Read, Share::LookUp(workspace), workspace, filter, after, count).await
+            }
+            Some(..=SHORT_LIST_ENTRIES) if has_time => {
+                self.page_of_all(Mode::Scan, Share::Scan(workspace), workspace, filter, after, count).await
+            }
+            _ => self.examine(workspace, filter, after, count).await,
+        }
+    }
+
+    /// As [`Store::page`], for an export.
+    ///
+    /// # Errors
+    /// As [`Store::find_covers`].
+    pub async fn export_page(&self, workspace: WorkspaceId, filter: &Filter, after: &str, count: u32) -> Result<Page, Error> {
+        if *filter == Filter::default() {
+            return self.page_of_all(Mode::Read, Share::Export(workspace), workspace, filter, after, count).await;
+        }
+        self.examine(workspace, filter, after, count).await
+    }
+
+    /// Reads a page in one statement.
+    async fn page_of_all(
+        &self,
+        mode: Mode,
+        share: Share,
+        workspace: WorkspaceId,
+        filter: &Filter,
+        after: &str,
+        count: u32,
+    ) -> Result<Page, Error> {
         let (filter, after) = (filter.clone(), after.to_owned());
         let running = self.run(mode, share, move |connection| {
             Box::pin(async move {
                 let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
                 push_filter(&mut query, workspace, &filter);
-                // The limit is part of the text, so that the planner sees that it is small.
-                query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(count);
-                Ok(query.build_query_as().fetch_all(connection).await?)
+                // The limit is part of the text, so that the planner sees that it is small. One row
+                // more than the page has shows whether there is a next page.
+                query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(count + 1);
+                Ok(query.build_query_as::<EntryRow>().fetch_all(connection).await?)
             })
         });
-        Ok(running.await?)
+        let mut entries = running.await?;
+        let has_more = entries.len() > count as usize;
+        entries.truncate(count as usize);
+        let next = entries.last().filter(|_| has_more).map(|last| Next { after: last.address.clone(), examined: i64::from(count) });
+        Ok(Page { entries, next })
+    }
+
+    /// Reads a page of a filtered list by examining the entries after `after`, in parts of
+    /// [`PART_ENTRIES`] and for at most [`EXAMINE_TIME_MAX`].
+    async fn examine(&self, workspace: WorkspaceId, filter: &Filter, after: &str, count: u32) -> Result<Page, Error> {
+        let deadline = Instant::now() + EXAMINE_TIME_MAX;
+        let mut found: Vec<ExaminedRow> = Vec::new();
+        let (mut after, mut before) = (after.to_owned(), 0);
+        loop {
+            // One row more than the page has shows whether there is a next page.
+            let missing = count as usize + 1 - found.len();
+            let (its_filter, its_after) = (filter.clone(), after);
+            let running = self.run(Mode::Read, Share::Scan(workspace), move |connection| {
+                Box::pin(async move {
+                    let mut query = part_of(workspace, &its_filter, its_after);
+                    query.push(" LIMIT ").push(missing);
+                    Ok(query.build_query_as::<ExaminedRow>().fetch_all(connection).await?)
+                })
+            });
+            let mut part = running.await?;
+            let last = part.last().filter(|last| last.number == PART_ENTRIES).map(|last| last.entry.address.clone());
+            part.retain(|row| row.is_match);
+            let is_full = part.len() == missing;
+            found.extend(part.into_iter().map(|row| ExaminedRow { number: before + row.number, ..row }));
+            if is_full {
+                found.pop();
+                let next = found.last().map(|last| Next { after: last.entry.address.clone(), examined: last.number });
+                return Ok(Page { entries: found.into_iter().map(|row| row.entry).collect(), next });
+            }
+            before += PART_ENTRIES;
+            match last {
+                Some(last) if Instant::now() < deadline => after = last,
+                last => {
+                    let next = last.map(|after| Next { after, examined: before });
+                    return Ok(Page { entries: found.into_iter().map(|row| row.entry).collect(), next });
+                }
+            }
+        }
     }
 
     /// Counts the entries that a filter selects. A filter by kind and reason costs nothing; any other
@@ -111,24 +226,39 @@ impl Store {
     /// # Errors
     /// As [`Store::find_covers`].
     pub async fn count_entries(&self, workspace: WorkspaceId, filter: &Filter) -> Result<i64, Error> {
-        match filter.clone() {
-            Filter { kind: None, reason: None, search: None, created_from: None, created_to: None } => {
-                return self.count_all(workspace).await;
-            }
-            Filter { kind, reason, search: None, created_from: None, created_to: None } => {
-                return self.count_by_reason(workspace, kind, reason).await;
-            }
-            _ => {}
+        if *filter == Filter::default() {
+            return self.count_all(workspace).await;
+        }
+        if filter.is_by_kind_and_reason() {
+            return self.count_by_reason(workspace, filter.kind, filter.reason.clone()).await;
         }
         let filter = filter.clone();
-        self.scan(workspace, move |connection| {
+        self.scan(workspace, move |connection| Box::pin(async move { count_matching(connection, workspace, &filter).await })).await
+    }
+
+    /// As [`Store::count_entries`], but `None` if a long list cannot be counted in
+    /// [`COUNT_TIME_MAX`].
+    ///
+    /// # Errors
+    /// As [`Store::find_covers`].
+    pub async fn count_in_time(&self, workspace: WorkspaceId, filter: &Filter) -> Result<Option<i64>, Error> {
+        if filter.is_by_kind_and_reason() || self.count_all(workspace).await? <= ALWAYS_COUNTED_ENTRIES {
+            return self.count_entries(workspace, filter).await.map(Some);
+        }
+        let filter = filter.clone();
+        let counted = self.scan(workspace, move |connection| {
             Box::pin(async move {
-                let mut query = QueryBuilder::new("SELECT count(*) FROM entries");
-                push_filter(&mut query, workspace, &filter);
-                Ok(query.build_query_scalar().fetch_one(connection).await?)
+                let mut query = QueryBuilder::new("SET LOCAL statement_timeout = ");
+                query.push(COUNT_TIME_MAX.as_millis());
+                query.build().execute(&mut *connection).await?;
+                count_matching(connection, workspace, &filter).await
             })
-        })
-        .await
+        });
+        match counted.await {
+            Ok(count) => Ok(Some(count)),
+            Err(Error::Timeout { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// How many of these addresses are on the list.
@@ -179,10 +309,37 @@ pub(super) async fn count_present(
     .await
 }
 
+/// Counts the entries that a filter selects by reading them.
+async fn count_matching(connection: &mut PgConnection, workspace: WorkspaceId, filter: &Filter) -> Result<i64, Stop> {
+    let mut query = QueryBuilder::new("SELECT count(*) FROM entries");
+    push_filter(&mut query, workspace, filter);
+    Ok(query.build_query_scalar().fetch_one(connection).await?)
+}
+
+/// A query of the next [`PART_ENTRIES`] entries after `after`: those that match, and the last one.
+fn part_of(workspace: WorkspaceId, filter: &Filter, after: String) -> QueryBuilder<Postgres> {
+    // Domains have an index of their own.
+    let (scanned, filter) = match filter.kind {
+        Some(Kind::Domain) => (Filter { kind: filter.kind, ..Filter::default() }, Filter { kind: None, ..filter.clone() }),
+        _ => (Filter::default(), filter.clone()),
+    };
+    let mut query = QueryBuilder::new("SELECT * FROM (SELECT *, row_number() OVER (ORDER BY address) AS number, true");
+    push_conditions(&mut query, &filter);
+    query.push(" AS is_match FROM (SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
+    push_filter(&mut query, workspace, &scanned);
+    query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(PART_ENTRIES);
+    query.push(") AS part) AS examined WHERE is_match OR number = ").push(PART_ENTRIES);
+    query
+}
+
 /// Appends a filter as a WHERE clause. Each combination of conditions is a statement of its own, so
 /// that the planner sees which index fits.
 pub(super) fn push_filter(query: &mut QueryBuilder<Postgres>, workspace: WorkspaceId, filter: &Filter) {
     query.push(" WHERE workspace_id = ").push_bind(workspace.0);
+    push_conditions(query, filter);
+}
+
+fn push_conditions(query: &mut QueryBuilder<Postgres>, filter: &Filter) {
     match filter.kind {
         // Exactly the condition of the partial index on domains.
         Some(Kind::Domain) => query.push(" AND strpos(address, '@') = 0"),

@@ -47,7 +47,7 @@ pub use deletions::Deletion;
 pub use entries::DryRun;
 pub use imports::{Answered, Claim, End, FirstBatch, ImportId, ImportIds, Replay};
 pub use keys::{Caller, KeyRow};
-pub use lists::EntryRow;
+pub use lists::{EntryRow, Page};
 pub use logs::{DeletionRow, ImportRow, Selection};
 pub use tenants::{UserRow, WorkspaceRow};
 

@@ -12,6 +12,7 @@ use dnc::{
 };
 use proptest::prelude::Rng;
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
 use tonic::{Code, transport::Channel};
 
@@ -544,6 +545,96 @@ async fn a_repeated_file_gets_the_causes_of_its_invalid_lines_again() {
     assert_eq!(post().await, first);
 }
 
+/// Stores entries without the service. Every 12,500th has the reason `rare`, and so have the
+/// domains.
+async fn store(server: &TestServer, entries: i64, domains: i64) {
+    let workspace = server.workspace.0;
+    let statement = format!(
+        "INSERT INTO entries (workspace_id, added_by, address, reason)
+         SELECT {workspace}, 1, 'user' || lpad(n::text, 7, '0') || '@example.com', CASE n % 12500 WHEN 0 THEN 'rare' ELSE 'bounce' END
+         FROM generate_series(1, {entries}) n
+         UNION ALL SELECT {workspace}, 1, 'user' || n || '.com', 'rare' FROM generate_series(1, {domains}) n;
+         INSERT INTO entry_counts VALUES ({workspace}, 0, {entries} + {domains});"
+    );
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut server.connection().await).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_filtered_list_is_examined_in_parts() {
+    let server = TestServer::start().await;
+    // The 50,000th and the 100,000th are the last ones of their parts.
+    store(&server, 150_000, 7).await;
+    let rare: Vec<String> =
+        server.rows(server.workspace).await.into_iter().filter(|row| row.1 == "rare").map(|row| row.0).collect();
+    assert_eq!(rare.len(), 19);
+    let stored_from = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+    let rare_ones = EntryFilter { reason: "rare".into(), ..EntryFilter::default() };
+    let filters = [
+        (rare_ones.clone(), rare.as_slice()),
+        (EntryFilter { r#type: EntryType::Email.into(), ..rare_ones.clone() }, &rare[..12]),
+        (EntryFilter { r#type: EntryType::Domain.into(), ..rare_ones.clone() }, &rare[12..]),
+        (EntryFilter { search: "00@".into(), ..rare_ones.clone() }, &rare[..12]),
+        (EntryFilter { create_time_from: stored_from(1), ..rare_ones.clone() }, &rare),
+        (EntryFilter { create_time_to: stored_from(1), ..rare_ones }, &[]),
+    ];
+    let mut client = server.client().await;
+    for (filter, expected) in filters {
+        for page_size in [1, 4, 100] {
+            let (seen, _) = pages(&mut client, &server.key, &filter, page_size).await;
+            assert_eq!(seen, expected, "{filter:?}, pages of {page_size}");
+        }
+        let call = with_key(ExportEntriesRequest { filter: Some(filter.clone()) }, &server.key);
+        let mut messages = client.export_entries(call).await.unwrap().into_inner();
+        let mut seen = Vec::new();
+        while let Some(message) = messages.message().await.unwrap() {
+            assert!(!message.entries.is_empty());
+            seen.extend(message.entries.into_iter().map(|entry| entry.email));
+        }
+        assert_eq!(seen, expected, "the export of {filter:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_search_says_how_far_it_came() {
+    let server = TestServer::start().await;
+    store(&server, 110_000, 0).await;
+    // Reading the third address takes longer than a page may.
+    let slow = "CREATE FUNCTION is_read(address text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS $$ BEGIN
+            IF address = 'user0000003@example.com' THEN PERFORM pg_sleep(1.1); END IF;
+            RETURN true;
+        END $$;
+        ALTER TABLE entries RENAME TO stored;
+        CREATE VIEW entries AS SELECT * FROM stored WHERE is_read(address);";
+    sqlx::raw_sql(slow).execute(&mut server.connection().await).await.unwrap();
+    let get = async |query: &str| -> Value {
+        let request = http_client().get(format!("{}/v1/dnc?{query}", server.http_url)).header("x-api-key", &server.key);
+        request.send().await.unwrap().json().await.unwrap()
+    };
+    let page = get("search=12500@&limit=5").await;
+    let cursor = page["pagination"]["nextCursor"].as_str().unwrap();
+    let expected = json!({
+        "limit": 5, "total": null, "totalOmitted": true, "examined": 50_000, "hasMore": true, "nextCursor": cursor,
+    });
+    assert_eq!((page["data"].as_array().unwrap().len(), &page["pagination"]), (1, &expected));
+    let last = get(&format!("search=12500@&limit=5&cursor={cursor}")).await;
+    let expected = json!({"limit": 5, "total": null, "totalOmitted": true, "hasMore": false, "nextCursor": null});
+    assert_eq!((&last["data"], &last["pagination"]), (&json!([]), &expected));
+
+    let filter = EntryFilter { search: "00@".into(), ..EntryFilter::default() };
+    let (seen, totals) = pages(&mut server.client().await, &server.key, &filter, 1_000).await;
+    assert_eq!((seen.len(), totals.len()), (1_100, 2), "what was found within a second, and the rest");
+    assert!(totals.iter().all(|total| *total == 0));
+    // A filter by reason has its total, which is kept.
+    sqlx::raw_sql("INSERT INTO reason_counts SELECT workspace_id, reason, false, 0, count(*) FROM stored GROUP BY 1, 2")
+        .execute(&mut server.connection().await)
+        .await
+        .unwrap();
+    let page = get("reason=rare&limit=100").await;
+    let cursor = page["pagination"]["nextCursor"].as_str().unwrap();
+    assert_eq!(page["pagination"], json!({"limit": 100, "total": 8, "hasMore": true, "nextCursor": cursor}));
+    assert_eq!(page["data"].as_array().unwrap().len(), 4);
+}
+
 /// Stores so many entries in a workspace that their export is larger than any socket buffer.
 async fn fill(server: &TestServer) {
     let many = "INSERT INTO entries (workspace_id, added_by, address, reason)
@@ -744,7 +835,8 @@ async fn entries_are_counted_by_type_and_reason_as_they_come_and_go() {
         let counts = answer.reasons.into_iter().map(|row| (row.r#type == EntryType::Domain as i32, row.reason, row.count));
         let mut counts: Vec<_> = counts.collect();
         counts.sort_unstable();
-        let stored = "SELECT strpos(address, '@') = 0, reason, count(*) FROM entries GROUP BY 1, 2 ORDER BY 1, 2 COLLATE \"C\"";
+        let stored =
+            "SELECT strpos(address, '@') = 0, reason, count(*) FROM entries GROUP BY 1, 2 ORDER BY 1, reason COLLATE \"C\"";
         let stored: Vec<(bool, String, i64)> = sqlx::query_as(stored).fetch_all(&mut server.connection().await).await.unwrap();
         assert_eq!(counts, stored, "{what}");
         assert_eq!(answer.total, server.count().await, "{what}");

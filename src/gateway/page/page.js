@@ -344,7 +344,12 @@ const isFiltered = () => Object.values(list.filter).some((value) => value !== ""
 async function showPage(cursors = [""]) {
   const asked = ++list.asked;
   const query = { ...list.filter, limit: PAGE_ENTRIES, cursor: cursors.at(-1) };
-  const { data, pagination } = await call("", { query });
+  let { data, pagination } = await call("", { query });
+  // A page has what was found within a second, which may be nothing.
+  while (asked === list.asked && !data.length && pagination.hasMore) {
+    if (pagination.totalOmitted) $("list-status").textContent = `${number(pagination.examined)} entries searched so far`;
+    ({ data, pagination } = await call("", { query: { ...query, cursor: pagination.nextCursor } }));
+  }
   if (asked !== list.asked) return false;
   Object.assign(list, { cursors, next: pagination.nextCursor, total: pagination.total });
   const rows = data.map((entry) => {
@@ -358,7 +363,7 @@ async function showPage(cursors = [""]) {
   }
   $("list-rows").replaceChildren(...rows);
   $("list-card").hidden = false;
-  $("list-status").textContent = plural(list.total, "entry", "entries");
+  $("list-status").textContent = pagination.totalOmitted ? "" : plural(list.total, "entry", "entries");
   const first = (cursors.length - 1) * PAGE_ENTRIES;
   $("list-page").textContent = data.length ? `${number(first + 1)} to ${number(first + data.length)}` : "";
   $("list-back").disabled = cursors.length < 2;
@@ -403,7 +408,8 @@ async function remove(starter, title, text, body, count) {
   if (!(await confirm(title, text, count))) return;
   await run(starter, $("list-message"), async () => {
     const { data } = await call("", { method: "DELETE", ...json(body) });
-    if (await showPage()) $("list-status").textContent = `${plural(data.deleted, "entry", "entries")} removed; ${number(list.total)} left`;
+    const removed = `${plural(data.deleted, "entry", "entries")} removed`;
+    if (await showPage()) $("list-status").textContent = list.total === null ? removed : `${removed}; ${number(list.total)} left`;
   });
 }
 
