@@ -51,7 +51,8 @@ impl Filter {
 pub struct Position {
     /// The page begins after this address.
     pub after: String,
-    /// The number of matching entries when the first page was read; `None` if they were not counted.
+    /// The number of matching entries when the first page was read; `None` if they were not
+    /// counted.
     pub total: Option<i64>,
     /// The number of entries, matching or not, that the pages until here examined.
     pub examined: i64,

@@ -111,8 +111,8 @@ impl Store {
         .await
     }
 
-    /// The number of entries of this kind and with this reason; of any kind, or with any reason, if it
-    /// is `None`.
+    /// The number of entries of this kind and with this reason; of any kind, or with any reason, if
+    /// it is `None`.
     pub(super) async fn count_by_reason(
         &self,
         workspace: WorkspaceId,

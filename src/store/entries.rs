@@ -18,13 +18,20 @@ impl Store {
     /// Stores one batch in one transaction, and with the first batch the import's row in the log.
     /// Returns the number of new entries, which are durable then. Existing rows are not changed.
     /// Waits while too many other imports use the database. Tries again when the connection is lost
-    /// or the transaction conflicts with another.
+    /// or the transaction conflicts with another. `expects_new` says that all entries are probably
+    /// new, which changes only how they are counted.
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`]: nothing of the batch is stored, or (if only
     /// the reply was lost) all of it. [`Error::Unavailable`] also when the idempotency key belongs
     /// to another import by now; then nothing of the batch is stored.
-    pub async fn insert_batch(&self, ids: ImportIds, entries: Sorted, first: Option<FirstBatch>) -> Result<u64, Error> {
+    pub async fn insert_batch(
+        &self,
+        ids: ImportIds,
+        entries: Sorted,
+        first: Option<FirstBatch>,
+        expects_new: bool,
+    ) -> Result<u64, Error> {
         let (entries, first) = (Arc::new(entries), Arc::new(first));
         let mut retry = Retry::begin();
         loop {
@@ -38,7 +45,8 @@ impl Store {
             let (its_entries, its_first, its_done) = (entries.clone(), first.clone(), done.clone());
             let written = self.write(Share::Import(ids.workspace), move |connection| {
                 Box::pin(async move {
-                    let inserted = insert(connection, ids, &its_entries, its_first.as_ref().as_ref(), is_distributed).await?;
+                    let count_by = CountBy { is_distributed, expects_new };
+                    let inserted = insert(connection, ids, &its_entries, its_first.as_ref().as_ref(), count_by).await?;
                     let imported = inserted.imported;
                     *its_done.lock().unwrap_or_else(PoisonError::into_inner) = Some(inserted);
                     Ok(imported)
@@ -223,6 +231,13 @@ async fn delete_recorded(store: &Store, workspace: WorkspaceId, id: Uuid) -> Res
     Ok(())
 }
 
+/// What decides how new entries are counted.
+#[derive(Clone, Copy, Debug)]
+struct CountBy {
+    is_distributed: bool,
+    expects_new: bool,
+}
+
 /// The result of the statements of an insert.
 struct Inserted {
     imported: u64,
@@ -235,9 +250,9 @@ async fn insert(
     ids: ImportIds,
     entries: &Sorted,
     first: Option<&FirstBatch>,
-    is_distributed: bool,
+    count_by: CountBy,
 ) -> Result<Inserted, Stop> {
-    let new = insert_rows(connection, ids, entries, is_distributed).await?;
+    let new = insert_rows(connection, ids, entries, count_by).await?;
     let imported = new.iter().map(|new| new.count.unsigned_abs()).sum();
     if let Some(first) = first {
         imports::begin(connection, ids, first, imported).await?;
@@ -246,38 +261,38 @@ async fn insert(
     Ok(Inserted { imported, transaction })
 }
 
-/// Stores the entries that are not there yet, and returns their numbers. Rows are inserted in the
-/// order of the arrays. [`Batch::into_sorted`](crate::domain::Batch::into_sorted) explains why that
-/// matters.
+/// Stores the entries that are not there yet, and returns their numbers.
 async fn insert_rows(
     connection: &mut PgConnection,
     ids: ImportIds,
     entries: &Sorted,
-    is_distributed: bool,
+    count_by: CountBy,
 ) -> Result<Vec<ReasonCount>, sqlx::Error> {
-    let (addresses, reasons, unsubscribed_at) = (entries.addresses(), entries.reasons(), entries.unsubscribed_at());
-    if is_distributed {
-        // Citus reports how many rows it selected, and not how many it inserted. To return what was
-        // inserted takes a tenth of an insert's time, so it is not done elsewhere.
-        let unsubscribed_at = unsubscribed_at.unwrap_or_else(|| vec![None; addresses.len()]);
-        let new = query!(
-            r#"WITH new AS (
-                   INSERT INTO entries (workspace_id, added_by, address, reason, unsubscribed_at)
-                   SELECT $1, $2, address, reason, unsubscribed_at
-                   FROM UNNEST($3::text[], $4::text[], $5::timestamptz[]) AS new (address, reason, unsubscribed_at)
-                   ON CONFLICT DO NOTHING RETURNING address, reason
-               )
-               SELECT strpos(address, '@') = 0 AS "is_domain!", reason, count(*) AS "count!" FROM new GROUP BY 1, 2"#,
-            ids.workspace.0,
-            ids.key.0,
-            &addresses as &[&str],
-            &reasons as &[&str],
-            &unsubscribed_at as &[Option<OffsetDateTime>],
-        );
-        let new = new.fetch_all(connection).await?;
-        return Ok(new.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count)).collect());
+    let mut all = counts::of(entries);
+    // To return what was inserted takes a tenth of an insert's time, so it is not done if all have
+    // the same reason or are probably new. Without it, Citus reports how many rows it selected, and
+    // not how many it inserted.
+    if count_by.is_distributed || (all.len() > 1 && !count_by.expects_new) {
+        return insert_returning(connection, ids, entries).await;
     }
-    let inserted = match unsubscribed_at {
+    let inserted = insert_counting(connection, ids, entries).await?;
+    if inserted == entries.len() as u64 {
+        return Ok(all);
+    }
+    if let [only] = all.as_mut_slice() {
+        only.count = inserted.cast_signed();
+        return Ok(all);
+    }
+    count_inserted(connection, ids.workspace, entries).await
+}
+
+/// Stores the entries that are not there yet. Returns how many there were.
+///
+/// Rows are inserted in the order of the arrays.
+/// [`Batch::into_sorted`](crate::domain::Batch::into_sorted) explains why that matters.
+async fn insert_counting(connection: &mut PgConnection, ids: ImportIds, entries: &Sorted) -> Result<u64, sqlx::Error> {
+    let (addresses, reasons) = (entries.addresses(), entries.reasons());
+    let inserted = match entries.unsubscribed_at() {
         // Most imports have no opt-outs, and do not send an empty array for them.
         None => {
             query!(
@@ -289,7 +304,7 @@ async fn insert_rows(
                 &addresses as &[&str],
                 &reasons as &[&str],
             )
-            .execute(&mut *connection)
+            .execute(connection)
             .await?
         }
         Some(unsubscribed_at) => {
@@ -304,23 +319,46 @@ async fn insert_rows(
                 &reasons as &[&str],
                 &unsubscribed_at as &[Option<OffsetDateTime>],
             )
-            .execute(&mut *connection)
+            .execute(connection)
             .await?
         }
     };
-    if inserted.rows_affected() == 0 {
-        return Ok(Vec::new());
-    }
-    let mut all = counts::of(entries);
-    if inserted.rows_affected() == entries.len() as u64 {
-        return Ok(all);
-    }
-    if let [only] = all.as_mut_slice() {
-        only.count = inserted.rows_affected().cast_signed();
-        return Ok(all);
-    }
-    // The rows that this transaction inserted. The id of a transaction is used again after four
-    // billion others, but not at the same time.
+    Ok(inserted.rows_affected())
+}
+
+/// As [`insert_counting`], but returns the numbers by kind and reason.
+async fn insert_returning(
+    connection: &mut PgConnection,
+    ids: ImportIds,
+    entries: &Sorted,
+) -> Result<Vec<ReasonCount>, sqlx::Error> {
+    let (addresses, reasons) = (entries.addresses(), entries.reasons());
+    let unsubscribed_at = entries.unsubscribed_at().unwrap_or_else(|| vec![None; addresses.len()]);
+    let new = query!(
+        r#"WITH new AS (
+               INSERT INTO entries (workspace_id, added_by, address, reason, unsubscribed_at)
+               SELECT $1, $2, address, reason, unsubscribed_at
+               FROM UNNEST($3::text[], $4::text[], $5::timestamptz[]) AS new (address, reason, unsubscribed_at)
+               ON CONFLICT DO NOTHING RETURNING address, reason
+           )
+           SELECT strpos(address, '@') = 0 AS "is_domain!", reason, count(*) AS "count!" FROM new GROUP BY 1, 2"#,
+        ids.workspace.0,
+        ids.key.0,
+        &addresses as &[&str],
+        &reasons as &[&str],
+        &unsubscribed_at as &[Option<OffsetDateTime>],
+    );
+    let new = new.fetch_all(connection).await?;
+    Ok(new.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count)).collect())
+}
+
+/// Counts those of the entries that this transaction inserted. That takes half of an insert's time.
+async fn count_inserted(
+    connection: &mut PgConnection,
+    workspace: WorkspaceId,
+    entries: &Sorted,
+) -> Result<Vec<ReasonCount>, sqlx::Error> {
+    // The id of a transaction is used again after four billion others, but not at the same time.
     let new = query!(
         r#"SELECT strpos(entry.address, '@') = 0 AS "is_domain!", entry.reason, count(*) AS "count!"
            FROM UNNEST($2::text[]) AS wanted (address)
@@ -328,8 +366,8 @@ async fn insert_rows(
                SELECT address, reason FROM entries WHERE workspace_id = $1 AND entries.address = wanted.address
                    AND entries.xmin = pg_current_xact_id()::xid AND created_at = now() LIMIT 1
            ) AS entry GROUP BY 1, 2"#,
-        ids.workspace.0,
-        &addresses as &[&str],
+        workspace.0,
+        &entries.addresses() as &[&str],
     );
     let new = new.fetch_all(connection).await?;
     Ok(new.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count)).collect())

@@ -220,8 +220,8 @@ impl Store {
         }
     }
 
-    /// Counts the entries that a filter selects. A filter by kind and reason costs nothing; any other
-    /// reads the entries that it selects from.
+    /// Counts the entries that a filter selects. A filter by kind and reason costs nothing; any
+    /// other reads the entries that it selects from.
     ///
     /// # Errors
     /// As [`Store::find_covers`].

@@ -860,6 +860,9 @@ async fn entries_are_counted_by_type_and_reason_as_they_come_and_go() {
     counted("several reasons and types, some new").await;
     assert_eq!(import(numbered(0..300, &["manual", "bounce"])).await, 0);
     counted("none new").await;
+    let batches = [20_000..30_000, 25_000..35_000].map(|range| request(numbered(range, &["manual", "bounce"])));
+    assert_eq!(server.import(batches.to_vec()).await.unwrap().imported, 15_000);
+    counted("a batch of which some are new, after one of which all were").await;
     let emails = numbered(0..300, &[""]).into_iter().step_by(3).map(|entry| entry.email).chain(["example.org".to_owned()]);
     let named = DeleteEntriesRequest { emails: emails.collect(), ..DeleteEntriesRequest::default() };
     assert_eq!(server.client().await.delete_entries(with_key(named, &server.key)).await.unwrap().into_inner().deleted, 101);

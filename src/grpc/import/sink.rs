@@ -206,12 +206,13 @@ impl Inserts {
         }
         let received = held.batch.len() as u64 + repeats;
         let first = (self.batches == 0).then_some(FirstBatch { received, failed: tally.failed, end });
+        let expects_new = self.batches > 0 && tally.skipped == 0;
         self.batches += 1;
         let (store, ids) = (self.store.clone(), self.ids);
         let insert = async move {
             let started = Instant::now();
             let Held { batch, memory: _memory } = held;
-            let imported = store.insert_batch(ids, batch.into_sorted(), first).await?;
+            let imported = store.insert_batch(ids, batch.into_sorted(), first, expects_new).await?;
             metrics::batch_stored(received, imported, started);
             Ok(Stored { received, imported })
         };
