@@ -176,7 +176,7 @@ impl Served {
         let serving: serde_json::Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         let url = |name: &str| serving[name].as_str().map(str::to_owned).with_context(|| line.clone());
         let (http_url, grpc_url) = (url("http")?, url("grpc")?);
-        // The log must be read, or the program would block when the pipe is full.
+        // The log is read on, so that its lines are not dropped.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Ok(Self { process, http_url, grpc_url, key })
     }

@@ -103,6 +103,7 @@ fn describe() {
     describe_gauge!("dnc_database_up", "1 while the database answers and takes writes, else 0.");
     describe_gauge!("dnc_connections_open", "Open connections of clients, by listener.");
     describe_gauge!("dnc_connections_max", "The most connections of clients, by listener.");
+    describe_counter!("dnc_log_lines_dropped_total", "Log lines that were not written, since nobody read those before them.");
     describe_gauge!("dnc_work_bytes", Unit::Bytes, "Memory that the requests in work may take.");
     describe_gauge!("dnc_work_bytes_max", Unit::Bytes, "The most memory that the requests in work may take.");
 }
@@ -315,6 +316,7 @@ pub fn set_levels(levels: &Levels) {
             gauge!("dnc_connections_max", "listener" => listener).set(max as f64);
         }
     }
+    counter!("dnc_log_lines_dropped_total").absolute(super::lines_dropped());
     gauge!("dnc_work_bytes").set(levels.work_bytes.0 as f64);
     gauge!("dnc_work_bytes_max").set(levels.work_bytes.1 as f64);
 }

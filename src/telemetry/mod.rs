@@ -6,7 +6,10 @@ pub mod metrics;
 #[cfg(feature = "otlp")]
 mod traces;
 
+use std::sync::OnceLock;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     Layer,
     filter::Targets,
@@ -37,9 +40,22 @@ pub fn pass_on(_: &mut HeaderMap) {}
 
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
+/// The most log lines that wait to be written, of a few hundred bytes each. Further ones are
+/// dropped.
+const LINES_WAITING_MAX: usize = 10_000;
+
+static LINES_DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// The number of log lines that were dropped since nobody read those before them.
+pub fn lines_dropped() -> u64 {
+    LINES_DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
+}
+
 /// Logs and traces of the program, until it ends.
 #[must_use]
 pub struct Telemetry {
+    /// Writes the last lines when it is dropped.
+    _writing: WorkerGuard,
     #[cfg(feature = "otlp")]
     exporting: Option<traces::Exporting>,
 }
@@ -51,7 +67,7 @@ impl std::fmt::Debug for Telemetry {
 }
 
 impl Telemetry {
-    /// Sends the last spans. Takes two seconds at most.
+    /// Sends the last spans and writes the last log lines. Takes three seconds at most.
     pub fn end(self) {
         #[cfg(feature = "otlp")]
         if let Some(exporting) = self.exporting {
@@ -63,13 +79,20 @@ impl Telemetry {
 /// Starts writing logs to standard error, and traces to a collector if the environment names one.
 /// Standard output is for what a command prints. Must be called on the program's runtime.
 ///
+/// Log lines are written by a thread of their own. A call that wrote its own would stop while
+/// nobody reads standard error, and under load it would wait for the reader several times as long
+/// as a check takes.
+///
 /// # Errors
 /// When the filter or the collector's URL cannot be parsed, or logging was started before.
 pub fn init(options: &LogOptions) -> anyhow::Result<Telemetry> {
     let filter: Targets = (options.log.parse())
         .map_err(|error| anyhow::anyhow!("--log {:?} cannot be read ({error}); try --log info", options.log))?;
+    let (stderr, writing) =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING_MAX).finish(std::io::stderr());
+    let _ = LINES_DROPPED.set(stderr.error_counter());
     let lines = fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(stderr)
         // It would report a closed standard error to standard error, and panic in the middle of a
         // call.
         .log_internal_errors(false);
@@ -83,10 +106,11 @@ pub fn init(options: &LogOptions) -> anyhow::Result<Telemetry> {
     if let Some((spans, exporting)) = traces::layer()? {
         // Each layer has a filter of its own: what is logged does not decide what is traced.
         started(tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init())?;
-        return Ok(Telemetry { exporting: Some(exporting) });
+        return Ok(Telemetry { _writing: writing, exporting: Some(exporting) });
     }
     started(tracing_subscriber::registry().with(lines).with(filter).try_init())?;
     Ok(Telemetry {
+        _writing: writing,
         #[cfg(feature = "otlp")]
         exporting: None,
     })

@@ -2,11 +2,16 @@
 //! ends everything at once.
 
 use std::{
+    io::{BufRead, BufReader},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use dnc::{proto::dnc_service_client::DncServiceClient, server::Ended};
+use dnc::{
+    proto::{CheckEntriesRequest, dnc_service_client::DncServiceClient},
+    server::Ended,
+};
+use futures_util::StreamExt;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -86,6 +91,38 @@ async fn a_second_signal_ends_the_process_whatever_hangs() {
     assert!(since.elapsed() < Duration::from_secs(2), "took {:?}", since.elapsed());
     assert_eq!(process.try_wait().unwrap().code(), Some(1));
     assert!(running.await.unwrap().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_stops_nothing() {
+    // A line of about 200 bytes for each call: more than a pipe of 64 KiB holds, and than may wait.
+    const CALLS: usize = 11_000;
+    let server = TestServer::start().await;
+    let mut child = serve(&server.database_url).args(["--metrics-addr", "127.0.0.1:0"]).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let serving: serde_json::Value = loop {
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if line["message"] == "serving" {
+            break line;
+        }
+    };
+    let client = crate::harness::upstream(serving["grpc"].as_str().unwrap());
+    let check = |key: &str| {
+        let (mut client, call) = (client.clone(), with_key(CheckEntriesRequest { emails: vec!["a@example.com".into()] }, key));
+        async move { client.check_entries(call).await.map_err(|status| status.code()) }
+    };
+    let refused = futures_util::stream::iter((0..CALLS).map(|_| check("no key"))).buffer_unordered(16);
+    assert!(refused.all(async |answer| answer.is_err_and(|code| code == Code::Unauthenticated)).await);
+    assert!(!check(&server.key).await.unwrap().into_inner().results[0].suppressed);
+    let metrics = http_client().get(serving["metrics"].as_str().unwrap()).send().await.unwrap().text().await.unwrap();
+    let dropped = metrics.lines().find_map(|line| line.strip_prefix("dnc_log_lines_dropped_total "));
+    assert!(dropped.unwrap().parse::<u64>().unwrap() > 0);
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    until("the process ends", || std::future::ready(child.try_wait().unwrap().is_some())).await;
+    assert!(child.wait().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

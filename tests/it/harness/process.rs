@@ -26,7 +26,7 @@ impl Process {
                 break;
             }
         }
-        // The log is read on, since a full pipe would block the process.
+        // The log is read on, so that its lines are not dropped.
         let log = process.log.take().unwrap();
         std::thread::spawn(move || log.for_each(drop));
         process

@@ -38,7 +38,7 @@ impl Served {
         };
         let (http_url, grpc_url, metrics_url) =
             tokio::time::timeout(Duration::from_secs(30), serving).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        // The log is read on, since a full pipe would block the process.
+        // The log is read on, so that its lines are not dropped.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
         Ok(Self { child, http_url, grpc_url, metrics_url })
     }
