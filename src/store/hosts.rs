@@ -170,7 +170,92 @@ fn split(url: &str) -> Option<Vec<String>> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
+
+    /// What a server that takes no writes does with a connection.
+    #[derive(Clone, Copy)]
+    enum Server {
+        Silent,
+        /// Closes it after a while.
+        Closes(Duration),
+        /// Reports that it has too many.
+        Refuses,
+    }
+
+    const CLOSES: Server = Server::Closes(Duration::ZERO);
+
+    /// Starts a server. Returns its host and port, and the number of its connections.
+    async fn start(server: Server) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (host, accepted) = (listener.local_addr().unwrap().to_string(), Arc::new(AtomicUsize::new(0)));
+        let counted = accepted.clone();
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let _ = connection.read(&mut [0; 1_000]).await;
+                    match server {
+                        Server::Silent => std::future::pending().await,
+                        Server::Closes(after) => sleep(after).await,
+                        Server::Refuses => {
+                            let fields = b"SFATAL\0VFATAL\0C53300\0Mtoo many connections\0\0";
+                            let length = u32::try_from(4 + fields.len()).unwrap();
+                            connection.write_all(&[b"E", &length.to_be_bytes()[..], fields].concat()).await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        (host, accepted)
+    }
+
+    /// Asks two servers for a connection. Returns the error, the time it took, and how many
+    /// connections each of them had.
+    async fn refusal(servers: [Server; 2]) -> (sqlx::Error, Duration, [usize; 2]) {
+        let [(one, at_one), (other, at_other)] = [start(servers[0]).await, start(servers[1]).await];
+        let hosts = Hosts::of_url(&format!("postgres://u@{one},{other}/d?sslmode=disable")).unwrap();
+        let began = Instant::now();
+        let error = hosts.open().await.unwrap_err();
+        (error, began.elapsed(), [&at_one, &at_other].map(|accepted| accepted.load(Ordering::Relaxed)))
+    }
+
+    #[tokio::test]
+    async fn servers_that_take_no_writes_are_waited_for_within_limits() {
+        let late = 2 * FIRST_TIMEOUT;
+        let (silent, first_closes, other_closes, first_closes_late) = tokio::join!(
+            refusal([Server::Silent, Server::Silent]),
+            refusal([CLOSES, Server::Silent]),
+            refusal([Server::Silent, CLOSES]),
+            refusal([Server::Closes(late), Server::Silent]),
+        );
+        assert!(matches!(silent.0, sqlx::Error::PoolTimedOut), "{silent:?}");
+        assert!(silent.1 >= FIRST_TIMEOUT + ALL_TIMEOUT, "{silent:?}");
+        assert_eq!(silent.2, [1, 1]);
+        assert!(!matches!(first_closes.0, sqlx::Error::PoolTimedOut), "{first_closes:?}");
+        assert!(first_closes.1 < ALL_TIMEOUT, "{first_closes:?}");
+        // The other one is not the one that took writes last.
+        assert!(other_closes.1 >= FIRST_TIMEOUT + ALL_TIMEOUT, "{other_closes:?}");
+        assert!(first_closes_late.1 >= late + OTHERS_TIMEOUT, "{first_closes_late:?}");
+    }
+
+    #[tokio::test]
+    async fn the_others_are_tried_at_once_and_an_answer_is_the_error() {
+        for servers in [[CLOSES, Server::Refuses], [Server::Refuses, CLOSES]] {
+            let mut fastest = Duration::MAX;
+            for _ in 0..5 {
+                let (error, took, accepted) = refusal(servers).await;
+                assert!(matches!(error, sqlx::Error::Database(_)), "{error:?}");
+                assert_eq!(accepted, [1, 1]);
+                fastest = fastest.min(took);
+            }
+            assert!(fastest < OTHERS_TIMEOUT, "{fastest:?}");
+        }
+    }
 
     #[test]
     fn a_url_is_split_into_one_for_each_server() {

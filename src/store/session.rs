@@ -525,6 +525,11 @@ mod tests {
         assert!(!WorkError::of(Stop::Database(sqlx::Error::WorkerCrashed), true).is_connection_usable);
     }
 
+    #[test]
+    fn the_database_has_time_to_end_a_statement_itself() {
+        assert!(work_timeout(Duration::from_secs(60)) > Duration::from_secs(60));
+    }
+
     #[tokio::test]
     async fn attempts_are_repeated_after_growing_pauses_until_a_limit() {
         let mut retry = Retry::begin();
