@@ -29,6 +29,7 @@ mod openapi;
 mod operators;
 mod page;
 mod plans;
+mod pool;
 mod refusals;
 mod retention;
 mod scrub;

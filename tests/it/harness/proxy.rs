@@ -51,6 +51,7 @@ struct Link {
     is_taking: watch::Sender<bool>,
     connections: Mutex<Vec<Connection>>,
     made: AtomicUsize,
+    forwarded: AtomicUsize,
 }
 
 struct Connection {
@@ -76,6 +77,7 @@ impl Proxy {
             is_taking: watch::Sender::new(true),
             connections: Mutex::default(),
             made: AtomicUsize::new(0),
+            forwarded: AtomicUsize::new(0),
         });
         tokio::spawn({
             let link = link.clone();
@@ -178,6 +180,11 @@ impl Proxy {
     pub fn made(&self) -> usize {
         self.link.made.load(Ordering::Relaxed)
     }
+
+    /// The bytes that were forwarded so far, in both directions.
+    pub fn forwarded(&self) -> usize {
+        self.link.forwarded.load(Ordering::Relaxed)
+    }
 }
 
 /// The local ports of the connections that a process on this machine has open; `None` where the
@@ -234,8 +241,8 @@ impl Link {
                     let Some(far) = &far else { return };
                     let _ = far.set_nodelay(true);
                     tokio::select! {
-                        () = up.run(&near, far, now) => return,
-                        () = down.run(far, &near, now) => return,
+                        () = up.run(&near, far, now, &self.forwarded) => return,
+                        () = down.run(far, &near, now, &self.forwarded) => return,
                         changed = flow.changed() => if changed.is_err() { return },
                     }
                 }
@@ -250,7 +257,7 @@ struct Pipe(Vec<u8>);
 
 impl Pipe {
     /// Forwards until one of the ends is closed. It may be dropped at any time and run again.
-    async fn run(&mut self, from: &TcpStream, to: &TcpStream, flow: Flow) {
+    async fn run(&mut self, from: &TcpStream, to: &TcpStream, flow: Flow, forwarded: &AtomicUsize) {
         let waiting = &mut self.0;
         loop {
             while !waiting.is_empty() {
@@ -258,7 +265,10 @@ impl Pipe {
                     return;
                 }
                 match to.try_write(waiting) {
-                    Ok(written) => drop(waiting.drain(..written)),
+                    Ok(written) => {
+                        waiting.drain(..written);
+                        forwarded.fetch_add(written, Ordering::Relaxed);
+                    }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(_) => return,
                 }
