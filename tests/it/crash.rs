@@ -48,18 +48,31 @@ async fn a_commit_whose_answer_was_lost_is_counted_by_its_outcome() {
     let (_postgres, database_url) = own_database(dir.path()).await;
     let server = TestServer::start_with(&[], &database_url).await;
     let mut connection = server.connection().await;
-    hold_commits(&mut connection).await;
-    let mut client = server.client().await;
-    let call = with_key(tokio_stream::iter([request(numbered(0..5).collect())]), &server.key);
-    let running = tokio::spawn(async move { client.import_entries(call).await });
-    until("the commit waits, and its connection is closed", || async {
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-        sqlx::query(end).execute(&mut server.connection().await).await.unwrap().rows_affected() == 1
-    })
-    .await;
-    release_commits(&mut connection).await;
-    let answer = running.await.unwrap().unwrap().into_inner();
+    let import_without_answer = async |connection: &mut PgConnection, server: &TestServer, entries: std::ops::Range<u32>| {
+        hold_commits(connection).await;
+        let mut client = server.client().await;
+        let call = with_key(tokio_stream::iter([request(numbered(entries).collect())]), &server.key);
+        let running = tokio::spawn(async move { client.import_entries(call).await });
+        until("the commit waits, and its connection is closed", || async {
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            sqlx::query(end).execute(&mut server.connection().await).await.unwrap().rows_affected() == 1
+        })
+        .await;
+        release_commits(connection).await;
+        running.await.unwrap()
+    };
+    let answer = import_without_answer(&mut connection, &server, 0..5).await.unwrap().into_inner();
     assert_eq!((answer.imported, answer.skipped), (5, 0));
+    assert_eq!(server.count().await, 5);
+
+    // Where Citus is installed nobody knows the outcome of one server's transaction.
+    let install = "SET allow_system_table_mods = on;
+        INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
+        VALUES (99999, 'citus', 10, 11, false, '0')";
+    sqlx::raw_sql(install).execute(&mut connection).await.unwrap();
+    let server = TestServer::start_with(&[], &database_url).await;
+    let status = import_without_answer(&mut connection, &server, 5..10).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert_eq!(server.count().await, 5);
 }
 

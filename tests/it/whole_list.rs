@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 
 use dnc::{
-    domain::WorkspaceId,
+    domain::{Fingerprint, WorkspaceId},
     proto::{
         CheckEntriesRequest, CheckResult, DeleteEntriesRequest, Entry, EntryFilter, EntryType, ExportEntriesRequest, ImportOptions,
         ListEntriesRequest, SummarizeEntriesRequest, dnc_service_client::DncServiceClient,
     },
+    store::{Claim, ImportId},
 };
 use proptest::prelude::Rng;
 use serde_json::{Value, json};
@@ -504,6 +505,21 @@ async fn an_idempotency_key_of_a_dead_import_is_free_when_its_lease_ends() {
     let answer = server.import(vec![with_options(vec![email("a@example.com")], options.clone())]).await.unwrap();
     assert_eq!(answer.imported, 1, "it waited, and then ran");
     assert_eq!(server.import(vec![with_options(vec![email("a@example.com")], options)]).await.unwrap(), answer);
+}
+
+#[tokio::test]
+async fn a_claim_that_is_renewed_is_not_free() {
+    let server = TestServer::start().await;
+    let claim =
+        async |import: ImportId| server.store.claim_request(server.workspace, import, "x", &Fingerprint::of([])).await.unwrap();
+    let (ours, theirs) = (ImportId::new(), ImportId::new());
+    assert!(matches!(claim(ours).await, Claim::Mine));
+    let end = "UPDATE import_requests SET lease_until = now() - interval '1 second'";
+    sqlx::query(end).execute(&mut server.connection().await).await.unwrap();
+    server.store.renew_claim(server.workspace, ours, "x").await.unwrap();
+    assert!(matches!(claim(theirs).await, Claim::Busy(_)));
+    sqlx::query(end).execute(&mut server.connection().await).await.unwrap();
+    assert!(matches!(claim(theirs).await, Claim::Mine));
 }
 
 #[tokio::test]
