@@ -62,7 +62,7 @@ pub(super) async fn add(
         return Ok(None);
     }
     // Every transaction locks the rows in this order, so there are no deadlocks.
-    changes.sort_unstable_by(|a, b| (&a.reason, a.kind == Kind::Domain).cmp(&(&b.reason, b.kind == Kind::Domain)));
+    changes.sort_unstable_by(|a, b| (&a.reason, a.kind).cmp(&(&b.reason, b.kind)));
     let reasons: Vec<&str> = changes.iter().map(|change| change.reason.as_str()).collect();
     let are_domains: Vec<bool> = changes.iter().map(|change| change.kind == Kind::Domain).collect();
     let counts: Vec<i64> = changes.iter().map(|change| change.count).collect();
