@@ -5,11 +5,12 @@
 //! reports its counts when it ends, so every step runs a service of its own.
 
 use dnc::{
-    domain::WorkspaceId,
+    domain::{Batch, KeyId, WorkspaceId},
     proto::{
         CheckEntriesRequest, DeleteEntriesRequest, EntryFilter, EntryType, ExportEntriesRequest, ImportOptions,
         ListDeletionsRequest, ListEntriesRequest, ListEntriesResponse, ListImportsRequest, dnc_service_client::DncServiceClient,
     },
+    store::{ImportId, ImportIds},
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use time::OffsetDateTime;
@@ -398,4 +399,27 @@ async fn the_addresses_remembered_by_a_dry_run_are_deleted_in_one_pass() {
         .await;
     let reads = lists.number("SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'rehearsed'").await;
     assert!(reads <= i64::from(SEEN) + SLACK, "{reads} entries of the index");
+}
+
+#[tokio::test]
+async fn what_a_batch_inserted_is_returned_only_if_it_must_be() {
+    let server = TestServer::start().await;
+    let mut connection = server.connection().await;
+    let record = "CREATE TABLE seen (number serial, is_returned boolean);
+        CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO seen (is_returned) VALUES (current_query() LIKE ''%RETURNING%''); RETURN NULL; END';
+        CREATE TRIGGER see AFTER INSERT ON entries FOR EACH STATEMENT EXECUTE FUNCTION see()";
+    sqlx::raw_sql(record).execute(&mut connection).await.unwrap();
+    for (number, (reasons, expects_new)) in [(1, false), (1, true), (2, false), (2, true)].into_iter().enumerate() {
+        let mut batch = Batch::new(1);
+        for reason in ["bounce", "complaint"].into_iter().take(reasons) {
+            batch.push_parts(&format!("{reason}{number}@example.com"), reason, None);
+        }
+        let ids = ImportIds { workspace: server.workspace, key: KeyId(1), import: ImportId::new() };
+        let inserted = server.store.insert_batch(ids, batch.into_sorted(), None, expects_new).await.unwrap();
+        assert_eq!(inserted, reasons as u64);
+    }
+    let seen: Vec<bool> =
+        sqlx::query_scalar("SELECT is_returned FROM seen ORDER BY number").fetch_all(&mut connection).await.unwrap();
+    assert_eq!(seen, [false, false, true, false]);
 }
