@@ -319,12 +319,9 @@ async fn count_matching(connection: &mut PgConnection, workspace: WorkspaceId, f
 /// A query of the next [`PART_ENTRIES`] entries after `after`: those that match, and the last one.
 fn part_of(workspace: WorkspaceId, filter: &Filter, after: String) -> QueryBuilder<Postgres> {
     // Domains have an index of their own.
-    let (scanned, filter) = match filter.kind {
-        Some(Kind::Domain) => (Filter { kind: filter.kind, ..Filter::default() }, Filter { kind: None, ..filter.clone() }),
-        _ => (Filter::default(), filter.clone()),
-    };
+    let scanned = Filter { kind: filter.kind.filter(|&kind| kind == Kind::Domain), ..Filter::default() };
     let mut query = QueryBuilder::new("SELECT * FROM (SELECT *, row_number() OVER (ORDER BY address) AS number, true");
-    push_conditions(&mut query, &filter);
+    push_conditions(&mut query, filter);
     query.push(" AS is_match FROM (SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
     push_filter(&mut query, workspace, &scanned);
     query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(PART_ENTRIES);

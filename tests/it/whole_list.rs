@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use dnc::{
-    domain::{Fingerprint, WorkspaceId},
+    domain::{Filter, Fingerprint, Kind, WorkspaceId},
     proto::{
         CheckEntriesRequest, CheckResult, DeleteEntriesRequest, Entry, EntryFilter, EntryType, ExportEntriesRequest, ImportOptions,
         ListEntriesRequest, SummarizeEntriesRequest, dnc_service_client::DncServiceClient,
@@ -608,6 +608,15 @@ async fn a_filtered_list_is_examined_in_parts() {
         }
         assert_eq!(seen, expected, "the export of {filter:?}");
     }
+    // The fifth is in the second part. Of the domains no other entry is examined.
+    let rare_ones = Filter { reason: Some("rare".to_owned()), ..Filter::default() };
+    for (kind, count, expected) in [(None, 5, 62_500), (Some(Kind::Domain), 3, 3)] {
+        let filter = Filter { kind, ..rare_ones.clone() };
+        let page = server.store.page(server.workspace, &filter, "", count, Some(19)).await.unwrap();
+        assert_eq!((page.entries.len(), page.next.unwrap().examined), (count as usize, expected), "{kind:?}");
+    }
+    let last = server.store.page(server.workspace, &Filter::default(), "user0150000@example.com", 7, None).await.unwrap();
+    assert_eq!((last.entries.len(), last.next.is_none()), (7, true));
 }
 
 #[tokio::test]
