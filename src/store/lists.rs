@@ -1,5 +1,5 @@
 //! Reads the list: checks, pages, counts. All statements use the primary key of the table, unless
-//! [`Mode::Scan`] says otherwise.
+//! [`Mode::Scan`](super::session::Mode::Scan) says otherwise.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     Store,
-    session::{Mode, Stop},
+    session::{Stop, Working},
     shares::Share,
 };
 use crate::domain::{Address, Error, Filter, KeyId, Kind, WorkspaceId};
@@ -37,6 +37,16 @@ pub struct Page {
     pub entries: Vec<EntryRow>,
     /// Where the next page begins; `None` at the end of the list.
     pub next: Option<Next>,
+}
+
+impl Page {
+    /// The first `count` of `entries`; a further one shows that there is a next page.
+    fn of(mut entries: Vec<EntryRow>, count: u32) -> Self {
+        let has_more = entries.len() > count as usize;
+        entries.truncate(count as usize);
+        let next = entries.last().filter(|_| has_more).map(|last| Next { after: last.address.clone(), examined: i64::from(count) });
+        Self { entries, next }
+    }
 }
 
 /// The beginning of the next page. The page before it may have fewer entries than it was to have,
@@ -67,7 +77,7 @@ const SHORT_LIST_ENTRIES: i64 = 1_000;
 const PART_ENTRIES: i64 = 50_000;
 
 /// A page has the entries that are found within this time.
-const EXAMINE_TIME_MAX: Duration = Duration::from_secs(1);
+const PAGE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// A list of up to this many entries is counted however long that takes.
 const ALWAYS_COUNTED_ENTRIES: i64 = 100_000;
@@ -118,8 +128,8 @@ impl Store {
     /// if it is known.
     ///
     /// A filtered page is a scan along the key, so that all pages of a list together read it once.
-    /// It ends early after [`EXAMINE_TIME_MAX`]. Only for few entries of a certain time does the
-    /// planner choose: it may find them by their creation time.
+    /// It ends early after [`PAGE_TIME_MAX`]. If there are few matching entries, the planner
+    /// chooses first: it may find them by their creation time, or by reading the whole table.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
@@ -131,16 +141,19 @@ impl Store {
         count: u32,
         total: Option<i64>,
     ) -> Result<Page, Error> {
-        let has_time = filter.created_from.is_some() || filter.created_to.is_some();
-        match total {
-            _ if *filter == Filter::default() => {
-                self.page_of_all(Mode::Read, Share::LookUp(workspace), workspace, filter, after, count).await
-            }
-            Some(..=SHORT_LIST_ENTRIES) if has_time => {
-                self.page_of_all(Mode::Scan, Share::Scan(workspace), workspace, filter, after, count).await
-            }
-            _ => self.examine(workspace, filter, after, count).await,
+        if *filter == Filter::default() {
+            return self.page_of_all(Share::LookUp(workspace), workspace, after, count).await;
         }
+        if let Some(..=SHORT_LIST_ENTRIES) = total {
+            let (its_filter, its_after) = (filter.clone(), after.to_owned());
+            let few = self.scan_within(PAGE_TIME_MAX, workspace, move |connection| {
+                Box::pin(async move { read_entries(connection, workspace, &its_filter, its_after, count).await })
+            });
+            if let Some(entries) = few.await? {
+                return Ok(Page::of(entries, count));
+            }
+        }
+        self.examine(workspace, filter, after, count).await
     }
 
     /// As [`Store::page`], for an export.
@@ -149,50 +162,30 @@ impl Store {
     /// As [`Store::find_covers`].
     pub async fn export_page(&self, workspace: WorkspaceId, filter: &Filter, after: &str, count: u32) -> Result<Page, Error> {
         if *filter == Filter::default() {
-            return self.page_of_all(Mode::Read, Share::Export(workspace), workspace, filter, after, count).await;
+            return self.page_of_all(Share::Export(workspace), workspace, after, count).await;
         }
         self.examine(workspace, filter, after, count).await
     }
 
-    /// Reads a page in one statement.
-    async fn page_of_all(
-        &self,
-        mode: Mode,
-        share: Share,
-        workspace: WorkspaceId,
-        filter: &Filter,
-        after: &str,
-        count: u32,
-    ) -> Result<Page, Error> {
-        let (filter, after) = (filter.clone(), after.to_owned());
-        let running = self.run(mode, share, move |connection| {
-            Box::pin(async move {
-                let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
-                push_filter(&mut query, workspace, &filter);
-                // The limit is part of the text, so that the planner sees that it is small. One row
-                // more than the page has shows whether there is a next page.
-                query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(count + 1);
-                Ok(query.build_query_as::<EntryRow>().fetch_all(connection).await?)
-            })
+    async fn page_of_all(&self, share: Share, workspace: WorkspaceId, after: &str, count: u32) -> Result<Page, Error> {
+        let after = after.to_owned();
+        let entries = self.read(share, move |connection| {
+            Box::pin(async move { read_entries(connection, workspace, &Filter::default(), after, count).await })
         });
-        let mut entries = running.await?;
-        let has_more = entries.len() > count as usize;
-        entries.truncate(count as usize);
-        let next = entries.last().filter(|_| has_more).map(|last| Next { after: last.address.clone(), examined: i64::from(count) });
-        Ok(Page { entries, next })
+        Ok(Page::of(entries.await?, count))
     }
 
     /// Reads a page of a filtered list by examining the entries after `after`, in parts of
-    /// [`PART_ENTRIES`] and for at most [`EXAMINE_TIME_MAX`].
+    /// [`PART_ENTRIES`] and for at most [`PAGE_TIME_MAX`].
     async fn examine(&self, workspace: WorkspaceId, filter: &Filter, after: &str, count: u32) -> Result<Page, Error> {
-        let deadline = Instant::now() + EXAMINE_TIME_MAX;
+        let deadline = Instant::now() + PAGE_TIME_MAX;
         let mut found: Vec<ExaminedRow> = Vec::new();
         let (mut after, mut before) = (after.to_owned(), 0);
         loop {
             // One row more than the page has shows whether there is a next page.
             let missing = count as usize + 1 - found.len();
             let (its_filter, its_after) = (filter.clone(), after);
-            let running = self.run(Mode::Read, Share::Scan(workspace), move |connection| {
+            let running = self.read(Share::Scan(workspace), move |connection| {
                 Box::pin(async move {
                     let mut query = part_of(workspace, &its_filter, its_after);
                     query.push(" LIMIT ").push(missing);
@@ -246,16 +239,28 @@ impl Store {
             return self.count_entries(workspace, filter).await.map(Some);
         }
         let filter = filter.clone();
-        let counted = self.scan(workspace, move |connection| {
+        let counting = self.scan_within(COUNT_TIME_MAX, workspace, move |connection| {
+            Box::pin(async move { count_matching(connection, workspace, &filter).await })
+        });
+        counting.await
+    }
+
+    /// As [`Store::scan`], but `None` if a statement of `work` takes longer than `limit`.
+    async fn scan_within<T, W>(&self, limit: Duration, workspace: WorkspaceId, work: W) -> Result<Option<T>, Error>
+    where
+        T: Send + 'static,
+        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
+    {
+        let scanned = self.scan(workspace, move |connection| {
             Box::pin(async move {
                 let mut query = QueryBuilder::new("SET LOCAL statement_timeout = ");
-                query.push(COUNT_TIME_MAX.as_millis());
+                query.push(limit.as_millis());
                 query.build().execute(&mut *connection).await?;
-                count_matching(connection, workspace, &filter).await
+                work(connection).await
             })
         });
-        match counted.await {
-            Ok(count) => Ok(Some(count)),
+        match scanned.await {
+            Ok(done) => Ok(Some(done)),
             Err(Error::Timeout { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -316,16 +321,48 @@ async fn count_matching(connection: &mut PgConnection, workspace: WorkspaceId, f
     Ok(query.build_query_scalar().fetch_one(connection).await?)
 }
 
+/// Reads the matching entries after `after`, at most one more than `count`.
+async fn read_entries(
+    connection: &mut PgConnection,
+    workspace: WorkspaceId,
+    filter: &Filter,
+    after: String,
+    count: u32,
+) -> Result<Vec<EntryRow>, Stop> {
+    let mut query = QueryBuilder::new("SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
+    push_filter(&mut query, workspace, filter);
+    // The limit is part of the text, so that the planner sees that it is small.
+    query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(count + 1);
+    Ok(query.build_query_as().fetch_all(connection).await?)
+}
+
 /// A query of the next [`PART_ENTRIES`] entries after `after`: those that match, and the last one.
 fn part_of(workspace: WorkspaceId, filter: &Filter, after: String) -> QueryBuilder<Postgres> {
     // Domains have an index of their own.
     let scanned = Filter { kind: filter.kind.filter(|&kind| kind == Kind::Domain), ..Filter::default() };
-    let mut query = QueryBuilder::new("SELECT * FROM (SELECT *, row_number() OVER (ORDER BY address) AS number, true");
-    push_conditions(&mut query, filter);
-    query.push(" AS is_match FROM (SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
-    push_filter(&mut query, workspace, &scanned);
-    query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(PART_ENTRIES);
-    query.push(") AS part) AS examined WHERE is_match OR number = ").push(PART_ENTRIES);
+    let mut query = QueryBuilder::new("SELECT * FROM (SELECT ");
+    if filter.search.is_some() {
+        // The index has the addresses, so only the entries that have the text are read.
+        let of_address = Filter { kind: filter.kind, search: filter.search.clone(), ..Filter::default() };
+        let of_entry = Filter { kind: None, search: None, ..filter.clone() };
+        query.push("entry.*, number, has_text");
+        push_conditions(&mut query, &of_entry);
+        query.push(" AS is_match FROM (SELECT address, row_number() OVER (ORDER BY address) AS number, true");
+        push_conditions(&mut query, &of_address);
+        query.push(" AS has_text FROM (SELECT address FROM entries");
+        push_filter(&mut query, workspace, &scanned);
+        query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(PART_ENTRIES);
+        query.push(") AS part) AS examined CROSS JOIN LATERAL (SELECT address, reason, created_at, added_by, unsubscribed_at");
+        query.push(" FROM entries WHERE workspace_id = ").push_bind(workspace.0);
+        query.push(" AND entries.address = examined.address LIMIT 1) AS entry WHERE has_text OR number = ").push(PART_ENTRIES);
+    } else {
+        query.push("*, row_number() OVER (ORDER BY address) AS number, true");
+        push_conditions(&mut query, filter);
+        query.push(" AS is_match FROM (SELECT address, reason, created_at, added_by, unsubscribed_at FROM entries");
+        push_filter(&mut query, workspace, &scanned);
+        query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(PART_ENTRIES).push(") AS part");
+    }
+    query.push(") AS found WHERE is_match OR number = ").push(PART_ENTRIES);
     query
 }
 
