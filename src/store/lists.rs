@@ -79,6 +79,10 @@ const PART_ENTRIES: i64 = 50_000;
 /// A page has the entries that are found within this time.
 const PAGE_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// How long a page of few entries is looked for in the whole table. After that, it is a page as
+/// others are.
+const FEW_TIME_MAX: Duration = Duration::from_secs(3);
+
 /// A list of up to this many entries is counted however long that takes.
 const ALWAYS_COUNTED_ENTRIES: i64 = 100_000;
 
@@ -146,7 +150,7 @@ impl Store {
         }
         if let Some(..=SHORT_LIST_ENTRIES) = total {
             let (its_filter, its_after) = (filter.clone(), after.to_owned());
-            let few = self.scan_within(PAGE_TIME_MAX, workspace, move |connection| {
+            let few = self.scan_within(FEW_TIME_MAX, workspace, move |connection| {
                 Box::pin(async move { read_entries(connection, workspace, &its_filter, its_after, count).await })
             });
             if let Some(entries) = few.await? {
