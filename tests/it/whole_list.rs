@@ -587,7 +587,8 @@ async fn a_filtered_list_is_examined_in_parts() {
     let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
     let rare_ones = EntryFilter { reason: "rare".into(), ..EntryFilter::default() };
     // Each as it is asked for, and as the store has it.
-    let filters: [(EntryFilter, fn(Filter) -> Filter, &[String]); 7] = [
+    type InStore = fn(Filter) -> Filter;
+    let filters: [(EntryFilter, InStore, &[String]); 7] = [
         (rare_ones.clone(), |rare| rare, &rare),
         (
             EntryFilter { r#type: EntryType::Email.into(), ..rare_ones.clone() },
@@ -660,8 +661,9 @@ async fn a_long_search_says_how_far_it_came() {
     let server = TestServer::start().await;
     store(&server, 110_000, 0).await;
     // Reading the third address takes longer than a page may.
-    let slow = "CREATE FUNCTION is_read(address text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS $$ BEGIN
-            IF address = 'user0000003@example.com' THEN PERFORM pg_sleep(1.1); END IF;
+    let slow = "CREATE TABLE slow (secs float8); INSERT INTO slow VALUES (1.1);
+        CREATE FUNCTION is_read(address text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS $$ BEGIN
+            IF address = 'user0000003@example.com' THEN PERFORM pg_sleep(secs) FROM slow; END IF;
             RETURN true;
         END $$;
         ALTER TABLE entries RENAME TO stored;
@@ -690,6 +692,10 @@ async fn a_long_search_says_how_far_it_came() {
         .execute(&mut server.connection().await)
         .await
         .unwrap();
+    let page = get("reason=rare&limit=100").await;
+    assert_eq!(page["pagination"], json!({"limit": 100, "total": 8, "hasMore": false, "nextCursor": null}));
+    assert_eq!(page["data"].as_array().unwrap().len(), 8, "few entries are looked for longer");
+    sqlx::raw_sql("UPDATE slow SET secs = 3.1").execute(&mut server.connection().await).await.unwrap();
     let page = get("reason=rare&limit=100").await;
     let cursor = page["pagination"]["nextCursor"].as_str().unwrap();
     assert_eq!(page["pagination"], json!({"limit": 100, "total": 8, "hasMore": true, "nextCursor": cursor}));
