@@ -15,6 +15,23 @@ use crate::{
     store::{Store, StoreOptions},
 };
 
+#[derive(Args, Debug)]
+pub(super) struct Migrate {
+    /// Then distribute the tables by workspace over the servers of a cluster
+    ///
+    /// Tables that are distributed already stay as they are. Servers that run notice it when they
+    /// are started again.
+    #[arg(long, env = "DNC_MIGRATE_DISTRIBUTE", value_name = "CLUSTER")]
+    distribute: Option<Cluster>,
+    #[command(flatten)]
+    database: DatabaseUrl,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Cluster {
+    Citus,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Workspaces {
     /// Create a workspace and print its id
@@ -124,11 +141,15 @@ pub(super) struct List {
     database: DatabaseUrl,
 }
 
-pub(super) async fn migrate(database: &DatabaseUrl) -> anyhow::Result<()> {
-    let store = connect(database).await?;
+pub(super) async fn migrate(options: Migrate) -> anyhow::Result<()> {
+    let store = connect(&options.database).await?;
     let pending = store.pending_migrations().await?;
     store.migrate().await?;
     eprintln!("dnc: the schema is up to date ({pending} migrations applied)");
+    if let Some(Cluster::Citus) = options.distribute {
+        let tables = store.distribute().await?;
+        eprintln!("dnc: the tables are distributed ({} of them now)", tables.len());
+    }
     Ok(())
 }
 

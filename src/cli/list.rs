@@ -54,7 +54,7 @@ pub(super) async fn list(options: List) -> anyhow::Result<()> {
         shown += page.entries.len() as u32;
         page.entries.into_iter().for_each(|entry| table.push(row(entry)));
         page_token = page.next_page_token;
-        if page_token.is_empty() {
+        if page_token.is_empty() || total.is_some_and(|total| i64::from(shown) >= total) {
             break;
         }
     }

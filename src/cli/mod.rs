@@ -30,10 +30,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::{
-    config::{DatabaseUrl, LogOptions},
-    telemetry,
-};
+use crate::{config::LogOptions, telemetry};
 
 /// Do-Not-Contact lists as a service: gRPC and HTTP/JSON in front of PostgreSQL
 ///
@@ -74,7 +71,7 @@ enum Command {
     ///
     /// Run it before the first `dnc serve` and after each upgrade. Safe to run again, and while
     /// servers run unless the release notes say otherwise.
-    Migrate(DatabaseUrl),
+    Migrate(admin::Migrate),
     /// Create and list workspaces, each with a list of its own
     #[command(subcommand)]
     Workspaces(admin::Workspaces),
@@ -125,7 +122,8 @@ pub fn main() -> ExitCode {
         Ok(status) => status,
         Err(error) => {
             let text = format!("{error:#}");
-            eprintln!("dnc: {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
+            let line = format!("dnc: {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
+            telemetry::within_two_seconds(move || eprintln!("{line}"));
             ExitCode::FAILURE
         }
     }
@@ -171,7 +169,7 @@ async fn run_to_end(command: Command) -> anyhow::Result<ExitCode> {
         Command::Dev(options) => dev::run(options).await,
         Command::Serve(options) => serve::serve(options).await,
         Command::Gateway(options) => serve::gateway(options).await,
-        Command::Migrate(database) => admin::migrate(&database).await,
+        Command::Migrate(options) => admin::migrate(options).await,
         Command::Workspaces(command) => admin::workspaces(command).await,
         Command::Users(command) => admin::users(command).await,
         Command::Keys(command) => admin::keys(command).await,

@@ -242,7 +242,7 @@ pub(super) fn list_answer(answer: ListEntriesResponse, limit: i32) -> Page {
         limit,
         total: (!is_omitted).then_some(answer.total_size),
         total_omitted: is_omitted.then_some(true),
-        examined: (is_omitted && next_cursor.is_some()).then_some(answer.examined_size),
+        examined: Some(answer.examined_size).filter(|examined| *examined > 0),
         has_more: next_cursor.is_some(),
         next_cursor,
     };
@@ -268,18 +268,18 @@ struct Pagination {
     /// counted.
     #[schema(minimum = 0, required = true)]
     total: Option<i64>,
-    /// True if `total` is null: a list of more than 100,000 entries is counted by text or time only
-    /// if that takes at most 50 ms.
+    /// True if `total` is null. In a list of more than 100,000 entries, those that a text or a time
+    /// selects are counted only if that takes at most 50 ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     total_omitted: Option<bool>,
-    /// If `total` is null and there is another page: how many entries of the list were examined up
-    /// to the end of this page.
+    /// How many entries of the list were examined up to the end of this page, if there is another
+    /// one and it was not found without that.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 0, nullable = false)]
+    #[schema(minimum = 1, nullable = false)]
     examined: Option<i64>,
     /// Whether there is another page. A page of a filtered list may then have fewer entries than
-    /// `limit`, or none: it has those that were found within a second.
+    /// `limit`, or none: the time for it was over.
     has_more: bool,
     /// The `cursor` of the next page; null with the last one.
     #[schema(required = true)]

@@ -614,7 +614,7 @@ fn summary_call() -> Value {
         "reasons": [{ "type": "email", "reason": "bounce", "count": 2 }, { "type": "domain", "reason": "manual", "count": 1 }],
     } } } });
     let answer = success("The number of entries, in all and by type and reason.", of::<Summary>(), examples);
-    call("summarizeEntries", "List", "read", ("Summary", "Counts the whole list."), &[], &[], answer)
+    call("summarizeEntries", "List", "read", ("Summary", "The numbers of entries."), &[], &[], answer)
 }
 
 fn imports_call() -> Value {

@@ -51,12 +51,13 @@ pub(super) async fn page(store: &Store, principal: &Principal, request: ListEntr
         next_page_token: next_page_token.unwrap_or_default(),
         total_size: position.total.unwrap_or_default(),
         total_omitted: position.total.is_none(),
-        examined_size: next.filter(|_| position.total.is_none()).map_or(0, |next| next.examined),
+        examined_size: next.map_or(0, |next| next.examined),
     })
 }
 
 /// The messages of an export. No connection is held between two messages, so a slow reader blocks
-/// nobody. The key is checked again before each message.
+/// nobody. The key is checked again before each message. A message may be empty: it shows that the
+/// export goes on, where few entries match.
 ///
 /// # Errors
 /// [`Error::Invalid`] for an invalid filter; those of a check of the key, and of the store.
@@ -84,10 +85,9 @@ pub(super) async fn export(
             Ok(Some((ExportEntriesResponse { entries }, rest)))
         }
     };
-    Ok(stream::try_unfold(Some(first).filter(|page| !page.entries.is_empty()), next))
+    Ok(stream::try_unfold(Some(first).filter(|page| !page.entries.is_empty() || page.next.is_some()), next))
 }
 
-/// The next page of an export that has entries, or its end.
 async fn export_page(
     store: &Store,
     auth: &Authenticator,
@@ -95,15 +95,8 @@ async fn export_page(
     filter: &Filter,
     after: &str,
 ) -> Result<Page, Error> {
-    let mut after = after.to_owned();
-    loop {
-        auth.recheck(principal).await?;
-        let page = store.export_page(principal.workspace, filter, &after, EXPORT_ENTRIES).await?;
-        match page.next {
-            Some(next) if page.entries.is_empty() => after = next.after,
-            _ => return Ok(page),
-        }
-    }
+    auth.recheck(principal).await?;
+    store.export_page(principal.workspace, filter, after, EXPORT_ENTRIES).await
 }
 
 /// Counts the entries by type and reason, the largest counts first.

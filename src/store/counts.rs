@@ -112,24 +112,26 @@ impl Store {
     }
 
     /// The number of entries of this kind and with this reason; of any kind, or with any reason, if
-    /// it is `None`.
+    /// it is `None`. No number when a server from before migration 0009 has changed the list since,
+    /// which did not count by kind and reason.
     pub(super) async fn count_by_reason(
         &self,
         workspace: WorkspaceId,
         kind: Option<Kind>,
         reason: Option<String>,
-    ) -> Result<i64, Error> {
-        self.read(Share::LookUp(workspace), move |connection| {
+    ) -> Result<Option<i64>, Error> {
+        self.read(Share::Scan(workspace), move |connection| {
             Box::pin(async move {
-                Ok(query_scalar!(
-                    r#"SELECT COALESCE(sum(entries), 0)::bigint AS "count!" FROM reason_counts
-                       WHERE workspace_id = $1 AND ($2::text IS NULL OR reason = $2) AND ($3::bool IS NULL OR is_domain = $3)"#,
+                let row = query!(
+                    r#"SELECT COALESCE(sum(entries) FILTER (WHERE reason = COALESCE($2, reason) AND is_domain = COALESCE($3, is_domain)), 0)::bigint AS "count!",
+                           COALESCE(sum(entries), 0) = (SELECT COALESCE(sum(entries), 0) FROM entry_counts WHERE workspace_id = $1) AS "is_complete!"
+                       FROM reason_counts WHERE workspace_id = $1"#,
                     workspace.0,
                     reason,
                     kind.map(|kind| kind == Kind::Domain),
-                )
-                .fetch_one(connection)
-                .await?)
+                );
+                let row = row.fetch_one(connection).await?;
+                Ok(row.is_complete.then_some(row.count))
             })
         })
         .await
@@ -141,13 +143,37 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn summarize(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
-        self.read(Share::LookUp(workspace), move |connection| {
+        if self.count_by_reason(workspace, None, None).await?.is_none() {
+            return self.summarize_by_reading(workspace, reasons_max).await;
+        }
+        self.read(Share::Scan(workspace), move |connection| {
             Box::pin(async move {
                 let rows = query!(
-                    r#"SELECT is_domain, reason, sum(entries)::bigint AS "count!",
+                    r#"SELECT is_domain AS "is_domain!", reason AS "reason!", sum(entries)::bigint AS "count!",
                            (sum(sum(entries)) OVER ())::bigint AS "total!", count(*) OVER () AS "reasons!"
                        FROM reason_counts WHERE workspace_id = $1 GROUP BY reason, is_domain HAVING sum(entries) <> 0
                        ORDER BY 3 DESC, 2, 1 LIMIT $2"#,
+                    workspace.0,
+                    i64::from(reasons_max),
+                )
+                .fetch_all(connection)
+                .await?;
+                let (total, reasons) = rows.first().map_or((0, 0), |row| (row.total, row.reasons));
+                let counts = rows.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count));
+                Ok(Summary { total, reasons, counts: counts.collect() })
+            })
+        })
+        .await
+    }
+
+    /// As [`Store::summarize`], but counts the entries.
+    async fn summarize_by_reading(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
+        self.scan(workspace, move |connection| {
+            Box::pin(async move {
+                let rows = query!(
+                    r#"SELECT strpos(address, '@') = 0 AS "is_domain!", reason AS "reason!", count(*) AS "count!",
+                           sum(count(*)) OVER ()::bigint AS "total!", count(*) OVER () AS "reasons!"
+                       FROM entries WHERE workspace_id = $1 GROUP BY 1, 2 ORDER BY 3 DESC, 2, 1 LIMIT $2"#,
                     workspace.0,
                     i64::from(reasons_max),
                 )

@@ -45,8 +45,8 @@ impl Store {
             let (its_entries, its_first, its_done) = (entries.clone(), first.clone(), done.clone());
             let written = self.write(Share::Import(ids.workspace), move |connection| {
                 Box::pin(async move {
-                    let count_by = CountBy { is_distributed, expects_new };
-                    let inserted = insert(connection, ids, &its_entries, its_first.as_ref().as_ref(), count_by).await?;
+                    let hints = Hints { is_distributed, expects_new };
+                    let inserted = insert(connection, ids, &its_entries, its_first.as_ref().as_ref(), hints).await?;
                     let imported = inserted.imported;
                     *its_done.lock().unwrap_or_else(PoisonError::into_inner) = Some(inserted);
                     Ok(imported)
@@ -231,9 +231,9 @@ async fn delete_recorded(store: &Store, workspace: WorkspaceId, id: Uuid) -> Res
     Ok(())
 }
 
-/// What decides how new entries are counted.
+/// What decides how the new entries of a batch are counted.
 #[derive(Clone, Copy, Debug)]
-struct CountBy {
+struct Hints {
     is_distributed: bool,
     expects_new: bool,
 }
@@ -250,9 +250,9 @@ async fn insert(
     ids: ImportIds,
     entries: &Sorted,
     first: Option<&FirstBatch>,
-    count_by: CountBy,
+    hints: Hints,
 ) -> Result<Inserted, Stop> {
-    let new = insert_rows(connection, ids, entries, count_by).await?;
+    let new = insert_rows(connection, ids, entries, hints).await?;
     let imported = new.iter().map(|new| new.count.unsigned_abs()).sum();
     if let Some(first) = first {
         imports::begin(connection, ids, first, imported).await?;
@@ -266,13 +266,13 @@ async fn insert_rows(
     connection: &mut PgConnection,
     ids: ImportIds,
     entries: &Sorted,
-    count_by: CountBy,
+    hints: Hints,
 ) -> Result<Vec<ReasonCount>, sqlx::Error> {
     let mut all = counts::of(entries);
     // To return what was inserted takes a tenth of an insert's time, so it is not done if all have
     // the same reason or are probably new. Without it, Citus reports how many rows it selected, and
     // not how many it inserted.
-    if count_by.is_distributed || (all.len() > 1 && !count_by.expects_new) {
+    if hints.is_distributed || (all.len() > 1 && !hints.expects_new) {
         return insert_returning(connection, ids, entries).await;
     }
     let inserted = insert_counting(connection, ids, entries).await?;

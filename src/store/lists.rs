@@ -1,5 +1,6 @@
-//! Reads the list: checks, pages, counts. All statements use the primary key of the table, unless
-//! [`Mode::Scan`](super::session::Mode::Scan) says otherwise.
+//! Reads the list: checks, pages, and counts of what a filter selects. All statements use the
+//! primary key of the table, except for counts and pages of few entries, which are in
+//! [`Mode::Scan`](super::session::Mode::Scan).
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -44,7 +45,7 @@ impl Page {
     fn of(mut entries: Vec<EntryRow>, count: u32) -> Self {
         let has_more = entries.len() > count as usize;
         entries.truncate(count as usize);
-        let next = entries.last().filter(|_| has_more).map(|last| Next { after: last.address.clone(), examined: i64::from(count) });
+        let next = entries.last().filter(|_| has_more).map(|last| Next { after: last.address.clone(), examined: 0 });
         Self { entries, next }
     }
 }
@@ -55,7 +56,7 @@ impl Page {
 pub struct Next {
     /// The page begins after this address.
     pub after: String,
-    /// The number of entries that the page before it examined.
+    /// The number of entries that the page before it examined; 0 unless it examined them in parts.
     pub examined: i64,
 }
 
@@ -79,8 +80,8 @@ const PART_ENTRIES: i64 = 50_000;
 /// A page has the entries that are found within this time.
 const PAGE_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// How long a page of few entries is looked for in the whole table. After that, it is a page as
-/// others are.
+/// How long a page of few entries is looked for in the whole table. After that, the page is read in
+/// parts.
 const FEW_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// A list of up to this many entries is counted however long that takes.
@@ -148,6 +149,9 @@ impl Store {
         if *filter == Filter::default() {
             return self.page_of_all(Share::LookUp(workspace), workspace, after, count).await;
         }
+        if total == Some(0) {
+            return Ok(Page { entries: Vec::new(), next: None });
+        }
         if let Some(..=SHORT_LIST_ENTRIES) = total {
             let (its_filter, its_after) = (filter.clone(), after.to_owned());
             let few = self.scan_within(FEW_TIME_MAX, workspace, move |connection| {
@@ -192,13 +196,14 @@ impl Store {
             let running = self.read(Share::Scan(workspace), move |connection| {
                 Box::pin(async move {
                     let mut query = part_of(workspace, &its_filter, its_after);
-                    query.push(" LIMIT ").push(missing);
+                    query.push(" ORDER BY address LIMIT ").push(count + 1);
                     Ok(query.build_query_as::<ExaminedRow>().fetch_all(connection).await?)
                 })
             });
             let mut part = running.await?;
             let last = part.last().filter(|last| last.number == PART_ENTRIES).map(|last| last.entry.address.clone());
             part.retain(|row| row.is_match);
+            part.truncate(missing);
             let is_full = part.len() == missing;
             found.extend(part.into_iter().map(|row| ExaminedRow { number: before + row.number, ..row }));
             if is_full {
@@ -226,8 +231,10 @@ impl Store {
         if *filter == Filter::default() {
             return self.count_all(workspace).await;
         }
-        if filter.is_by_kind_and_reason() {
-            return self.count_by_reason(workspace, filter.kind, filter.reason.clone()).await;
+        if filter.is_by_kind_and_reason()
+            && let Some(count) = self.count_by_reason(workspace, filter.kind, filter.reason.clone()).await?
+        {
+            return Ok(count);
         }
         let filter = filter.clone();
         self.scan(workspace, move |connection| Box::pin(async move { count_matching(connection, workspace, &filter).await })).await
@@ -239,7 +246,12 @@ impl Store {
     /// # Errors
     /// As [`Store::find_covers`].
     pub async fn count_in_time(&self, workspace: WorkspaceId, filter: &Filter) -> Result<Option<i64>, Error> {
-        if filter.is_by_kind_and_reason() || self.count_all(workspace).await? <= ALWAYS_COUNTED_ENTRIES {
+        if filter.is_by_kind_and_reason()
+            && let Some(count) = self.count_by_reason(workspace, filter.kind, filter.reason.clone()).await?
+        {
+            return Ok(Some(count));
+        }
+        if self.count_all(workspace).await? <= ALWAYS_COUNTED_ENTRIES {
             return self.count_entries(workspace, filter).await.map(Some);
         }
         let filter = filter.clone();
@@ -349,14 +361,14 @@ fn part_of(workspace: WorkspaceId, filter: &Filter, after: String) -> QueryBuild
         // The index has the addresses, so only the entries that have the text are read.
         let of_address = Filter { kind: filter.kind, search: filter.search.clone(), ..Filter::default() };
         let of_entry = Filter { kind: None, search: None, ..filter.clone() };
-        query.push("entry.*, number, has_text");
+        query.push("examined.address, reason, created_at, added_by, unsubscribed_at, number, has_text");
         push_conditions(&mut query, &of_entry);
         query.push(" AS is_match FROM (SELECT address, row_number() OVER (ORDER BY address) AS number, true");
         push_conditions(&mut query, &of_address);
         query.push(" AS has_text FROM (SELECT address FROM entries");
         push_filter(&mut query, workspace, &scanned);
         query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(PART_ENTRIES);
-        query.push(") AS part) AS examined CROSS JOIN LATERAL (SELECT address, reason, created_at, added_by, unsubscribed_at");
+        query.push(") AS part) AS examined CROSS JOIN LATERAL (SELECT reason, created_at, added_by, unsubscribed_at");
         query.push(" FROM entries WHERE workspace_id = ").push_bind(workspace.0);
         query.push(" AND entries.address = examined.address LIMIT 1) AS entry WHERE has_text OR number = ").push(PART_ENTRIES);
     } else {

@@ -9,6 +9,7 @@
 
 mod counts;
 mod deletions;
+mod distribution;
 mod entries;
 mod error;
 mod hosts;
@@ -30,7 +31,6 @@ use sqlx::{
     ConnectOptions, Connection, PgConnection,
     migrate::{Migrate, Migrator},
     postgres::PgPoolOptions,
-    query_scalar,
 };
 use tokio::{sync::OnceCell, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -179,22 +179,6 @@ impl Store {
             })
         })
         .await
-    }
-
-    /// True when Citus may distribute the tables over several servers.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] and [`Error::Timeout`].
-    async fn is_distributed(&self) -> Result<bool, Error> {
-        let is_distributed = self.is_distributed.get_or_try_init(|| {
-            self.read(Share::Service, |connection| {
-                Box::pin(async move {
-                    let found = query_scalar!(r#"SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') AS "found!""#);
-                    Ok(found.fetch_one(connection).await?)
-                })
-            })
-        });
-        is_distributed.await.copied()
     }
 
     /// The use of the connections, and whether the database answers.

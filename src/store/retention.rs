@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, query};
+use sqlx::{PgConnection, query, query_scalar};
 use time::OffsetDateTime;
 use tokio::time::sleep;
 use uuid::{NoContext, Timestamp, Uuid};
@@ -60,6 +60,10 @@ impl Store {
             (Table::Deletions, retention),
         ] {
             let before = OffsetDateTime::now_utc() - age_max;
+            if self.is_distributed().await? {
+                deleted += self.clear_by_workspace(table, before).await?;
+                continue;
+            }
             let mut after = i64::MIN;
             loop {
                 let step = self.write(Share::Service, move |connection| -> Working<'_, Step> {
@@ -78,11 +82,61 @@ impl Store {
         }
         Ok(deleted)
     }
+
+    /// Deletes the old rows of each workspace in a statement of its own: with Citus, each may be on
+    /// another server.
+    async fn clear_by_workspace(&self, table: Table, before: OffsetDateTime) -> Result<u64, Error> {
+        let workspaces = self.read(Share::Service, |connection| {
+            Box::pin(async move { Ok(query_scalar!("SELECT id FROM workspaces ORDER BY id").fetch_all(connection).await?) })
+        });
+        let mut deleted = 0;
+        for workspace in workspaces.await? {
+            let done = self.write(Share::Service, move |connection| -> Working<'_, u64> {
+                Box::pin(async move { Ok(delete_of(connection, table, workspace, before).await?) })
+            });
+            deleted += done.await?;
+        }
+        Ok(deleted)
+    }
+}
+
+/// Deletes the old rows of one workspace.
+async fn delete_of(
+    connection: &mut PgConnection,
+    table: Table,
+    workspace: i64,
+    before: OffsetDateTime,
+) -> Result<u64, sqlx::Error> {
+    let id_before = first_id(before);
+    let deletion = match table {
+        Table::Imports => query!(
+            "DELETE FROM imports WHERE workspace_id = $1 AND id < $2 AND COALESCE(finished_at, started_at) < $3",
+            workspace,
+            id_before,
+            before,
+        ),
+        Table::Deletions => {
+            query!("DELETE FROM deletions WHERE workspace_id = $1 AND id < $2 AND started_at < $3", workspace, id_before, before)
+        }
+        Table::IdempotencyKeys => query!(
+            "DELETE FROM import_requests
+             WHERE workspace_id = $1 AND started_at < $2 AND COALESCE(finished_at, lease_until) < $2",
+            workspace,
+            before,
+        ),
+        Table::DryRuns => query!("DELETE FROM rehearsed WHERE workspace_id = $1 AND rehearsal < $2", workspace, id_before),
+    };
+    Ok(deletion.execute(connection).await?.rows_affected())
+}
+
+/// The first id of version 7 that can have been made at this time.
+fn first_id(at: OffsetDateTime) -> Uuid {
+    Uuid::new_v7(Timestamp::from_unix(NoContext, at.unix_timestamp().max(0).unsigned_abs(), 0))
 }
 
 /// Deletes up to [`BATCH_ROWS`] rows of the next workspaces after `after`.
 async fn delete(connection: &mut PgConnection, table: Table, after: i64, before: OffsetDateTime) -> Result<Step, sqlx::Error> {
-    let id_before = Uuid::new_v7(Timestamp::from_unix(NoContext, before.unix_timestamp().max(0).unsigned_abs(), 0));
+    let id_before = first_id(before);
     Ok(match table {
         // By the end of an import: its idempotency key is remembered from then on.
         Table::Imports => {

@@ -103,7 +103,7 @@ fn describe() {
     describe_gauge!("dnc_database_up", "1 while the database answers and takes writes, else 0.");
     describe_gauge!("dnc_connections_open", "Open connections of clients, by listener.");
     describe_gauge!("dnc_connections_max", "The most connections of clients, by listener.");
-    describe_counter!("dnc_log_lines_dropped_total", "Log lines that were not written, since nobody read those before them.");
+    describe_counter!("dnc_log_lines_dropped_total", "Log lines that were dropped because too many waited to be written.");
     describe_gauge!("dnc_work_bytes", Unit::Bytes, "Memory that the requests in work may take.");
     describe_gauge!("dnc_work_bytes_max", Unit::Bytes, "The most memory that the requests in work may take.");
 }

@@ -55,7 +55,7 @@ pub fn lines_dropped() -> u64 {
 #[must_use]
 pub struct Telemetry {
     /// Writes the last lines when it is dropped.
-    _writing: WorkerGuard,
+    writing: WorkerGuard,
     #[cfg(feature = "otlp")]
     exporting: Option<traces::Exporting>,
 }
@@ -67,21 +67,33 @@ impl std::fmt::Debug for Telemetry {
 }
 
 impl Telemetry {
-    /// Sends the last spans and writes the last log lines. Takes three seconds at most.
+    /// Sends the last spans and writes the last log lines. Takes four seconds at most.
     pub fn end(self) {
         #[cfg(feature = "otlp")]
         if let Some(exporting) = self.exporting {
             exporting.end();
         }
+        let writing = self.writing;
+        within_two_seconds(move || drop(writing));
     }
+}
+
+/// Runs `work`, which may write to standard error, and waits for its end for at most two seconds:
+/// it blocks if nobody reads what is written.
+pub fn within_two_seconds(work: impl FnOnce() + Send + 'static) {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    let _ = ended.recv_timeout(std::time::Duration::from_secs(2));
 }
 
 /// Starts writing logs to standard error, and traces to a collector if the environment names one.
 /// Standard output is for what a command prints. Must be called on the program's runtime.
 ///
-/// Log lines are written by a thread of their own. A call that wrote its own would stop while
-/// nobody reads standard error, and under load it would wait for the reader several times as long
-/// as a check takes.
+/// Log lines are written by a thread of their own. If calls wrote their lines themselves, a full
+/// pipe would block them, and under load each would wait longer for the reader than a check takes.
 ///
 /// # Errors
 /// When the filter or the collector's URL cannot be parsed, or logging was started before.
@@ -106,11 +118,11 @@ pub fn init(options: &LogOptions) -> anyhow::Result<Telemetry> {
     if let Some((spans, exporting)) = traces::layer()? {
         // Each layer has a filter of its own: what is logged does not decide what is traced.
         started(tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init())?;
-        return Ok(Telemetry { _writing: writing, exporting: Some(exporting) });
+        return Ok(Telemetry { writing, exporting: Some(exporting) });
     }
     started(tracing_subscriber::registry().with(lines).with(filter).try_init())?;
     Ok(Telemetry {
-        _writing: writing,
+        writing,
         #[cfg(feature = "otlp")]
         exporting: None,
     })

@@ -225,3 +225,42 @@ async fn callers_see_the_latest_imports_and_deletions_of_their_workspace() {
         assert_eq!(get(path, key).await.0, status, "{path}");
     }
 }
+
+#[tokio::test]
+async fn tables_are_distributed_once_by_workspace() {
+    let server = TestServer::start().await;
+    let mut connection = server.connection().await;
+    let migrate = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dnc"));
+        command.args(["migrate", "--distribute", "citus"]).env("DATABASE_URL", &server.database_url).output().unwrap()
+    };
+    let refused = migrate();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("Citus is not installed in this database."));
+    // What is called of Citus: its name, its table of tables, and the function that distributes
+    // one.
+    let citus = "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql';
+        CREATE TABLE pg_dist_partition (logicalrelid regclass, how text);
+        CREATE FUNCTION create_distributed_table(
+            table_name regclass, distribution_column text, distribution_type text DEFAULT 'hash',
+            colocate_with text DEFAULT 'default', shard_count int DEFAULT NULL
+        ) RETURNS void LANGUAGE sql AS $$
+            INSERT INTO pg_dist_partition
+            VALUES ($1, concat_ws(' ', $2, $3, $4, $5)) $$";
+    sqlx::raw_sql(citus).execute(&mut connection).await.unwrap();
+    for now in [7, 0] {
+        let (_, said) = dnc(&server, &["migrate", "--distribute", "citus"]);
+        assert!(said.contains(&format!("the tables are distributed ({now} of them now)")), "{said}");
+    }
+    let tables: Vec<(String, String)> =
+        sqlx::query_as("SELECT logicalrelid::text, how FROM pg_dist_partition").fetch_all(&mut connection).await.unwrap();
+    assert_eq!(tables[0], ("entries".to_owned(), "workspace_id hash default 128".to_owned()));
+    assert!(tables[1..].iter().all(|(_, how)| how == "workspace_id hash entries"), "{tables:?}");
+    let mut tables: Vec<_> = tables.into_iter().map(|(table, _)| table).collect();
+    tables.sort_unstable();
+    // Every table of a workspace, except for those of tenants.
+    let of_workspaces = "SELECT table_name::text FROM information_schema.columns
+        WHERE table_schema = 'public' AND column_name = 'workspace_id' AND table_name NOT IN ('api_keys', 'memberships') ORDER BY 1";
+    let of_workspaces: Vec<String> = sqlx::query_scalar(of_workspaces).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(tables, of_workspaces);
+}

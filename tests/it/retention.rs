@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::{NoContext, Timestamp, Uuid};
 
@@ -70,6 +70,27 @@ async fn servers_delete_what_is_past_its_retention_and_nothing_else() {
     let again = first.import(vec![with_options(numbered(0..5).collect(), options("again"))]).await.unwrap();
     assert_eq!((again.imported, again.skipped), (5, 0));
     assert_eq!(first.count().await, 5);
+}
+
+#[tokio::test]
+async fn what_is_past_its_retention_is_deleted_by_workspace_where_citus_is_installed() {
+    // A server that runs would delete rows as well.
+    let server = TestServer::start().await;
+    let (url, ours, theirs) = (server.database_url.clone(), server.workspace.0, server.other_workspace.0);
+    server.begin_stop();
+    server.ended().await;
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    let rename = "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql'";
+    sqlx::raw_sql(rename).execute(&mut connection).await.unwrap();
+    write(&mut connection, ours, 401 * DAY, 30).await;
+    write(&mut connection, ours, 399 * DAY, 20).await;
+    write(&mut connection, theirs, 401 * DAY, 5).await;
+    write(&mut connection, theirs, DAY / 2, 3).await;
+    let store = dnc::server::store(&url, &crate::harness::options(&[]).database).unwrap();
+    assert_eq!(store.clear_logs(400 * DAY).await.unwrap(), 2 * (30 + 5) + 2 * (50 + 5));
+    assert_eq!(counts(&mut connection, ours).await, [20, 20, 0, 0]);
+    assert_eq!(counts(&mut connection, theirs).await, [3; 4]);
+    store.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -318,8 +318,8 @@ function confirm(title, text, count = 0) {
 
 // --- The list ------------------------------------------------------------------------------------------------------------------------
 
-/** The filter as the API takes it, the page's cursors, and what is shown. */
-const list = { filter: {}, cursors: [""], total: 0, asked: 0 };
+/** The filter as the API takes it; the cursor and the number of the first entry, of each page up to the one that is shown; what is shown. */
+const list = { filter: {}, starts: [], total: 0, asked: 0 };
 
 /** The start of a day in the time zone of the reader, `days` later. */
 function startOf(date, days = 0) {
@@ -329,7 +329,7 @@ function startOf(date, days = 0) {
 }
 
 function readFilter() {
-  list.filter = {
+  return {
     search: $("list-search").value.trim(),
     type: $("list-type").value,
     reason: $("list-reason").value.trim(),
@@ -341,33 +341,31 @@ function readFilter() {
 const isFiltered = () => Object.values(list.filter).some((value) => value !== "");
 
 /** Shows a page of the list, and says whether it did: not if another one was asked for since. */
-async function showPage(cursors = [""]) {
+async function showPage(starts = [["", 1]], filter = list.filter) {
   const asked = ++list.asked;
-  const query = { ...list.filter, limit: PAGE_ENTRIES, cursor: cursors.at(-1) };
-  let { data, pagination } = await call("", { query });
-  // A page has what was found within a second, which may be nothing.
-  while (asked === list.asked && !data.length && pagination.hasMore) {
-    if (pagination.totalOmitted) $("list-status").textContent = `${number(pagination.examined)} entries searched so far`;
-    ({ data, pagination } = await call("", { query: { ...query, cursor: pagination.nextCursor } }));
-  }
+  const [cursor, first] = starts.at(-1);
+  const { data, pagination } = await call("", { query: { ...filter, limit: PAGE_ENTRIES, cursor } });
   if (asked !== list.asked) return false;
-  Object.assign(list, { cursors, next: pagination.nextCursor, total: pagination.total });
+  Object.assign(list, { filter, starts, next: [pagination.nextCursor, first + data.length], total: pagination.total });
   const rows = data.map((entry) => {
     const tick = element("input", { type: "checkbox", value: entry.email, "aria-label": `Select ${entry.email}` });
     const cells = [tick, addressCell(entry.email, entry.entryType), reasonCell(entry.reason), day(entry.unsubscribedAt), element("code", {}, entry.addedBy)];
     return rowOf(cells, ["", "Address", "Reason", "Since", "Stored by"]);
   });
   if (!rows.length) {
-    const text = isFiltered() ? "Nothing on the list matches." : "Nobody is on the list yet. Import a file to begin.";
+    let text = isFiltered() ? "Nothing on the list matches." : "Nobody is on the list yet. Import a file to begin.";
+    if (first > 1) text = "Nothing more on the list matches.";
+    // A page has what was found in the time for one.
+    if (pagination.hasMore) text = "Nothing found so far. Next searches on.";
     rows.push(element("tr", { role: "row" }, element("td", { role: "cell", colspan: "5", class: "empty" }, text)));
   }
   $("list-rows").replaceChildren(...rows);
   $("list-card").hidden = false;
-  $("list-status").textContent = pagination.totalOmitted ? "" : plural(list.total, "entry", "entries");
-  const first = (cursors.length - 1) * PAGE_ENTRIES;
-  $("list-page").textContent = data.length ? `${number(first + 1)} to ${number(first + data.length)}` : "";
-  $("list-back").disabled = cursors.length < 2;
-  $("list-next").disabled = !list.next;
+  const searched = pagination.examined ? `${plural(pagination.examined, "entry", "entries")} searched` : "";
+  $("list-status").textContent = pagination.totalOmitted ? searched : plural(list.total, "entry", "entries");
+  $("list-page").textContent = data.length ? `${number(first)} to ${number(first + data.length - 1)}` : "";
+  $("list-back").disabled = starts.length < 2;
+  $("list-next").disabled = !pagination.hasMore;
   $("list-remove-all").textContent = isFiltered() ? "Remove all that match" : "Remove all";
   $("list-remove-all").disabled = !data.length;
   ticked();
@@ -384,15 +382,11 @@ function ticked() {
   $("list-all").indeterminate = count > 0 && count < ticks().length;
 }
 
-onShow.list = () => {
-  readFilter();
-  run(null, $("list-message"), () => showPage());
-};
+onShow.list = () => run(null, $("list-message"), () => showPage(undefined, readFilter()));
 
 $("list-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  readFilter();
-  run(event.submitter, $("list-message"), () => showPage());
+  run(event.submitter, $("list-message"), () => showPage(undefined, readFilter()));
 });
 // The fields are empty only after this event.
 $("list-form").addEventListener("reset", () => setTimeout(onShow.list));
@@ -401,8 +395,8 @@ $("list-all").addEventListener("change", () => {
   for (const tick of ticks()) tick.checked = $("list-all").checked;
   ticked();
 });
-$("list-next").addEventListener("click", (event) => run(event.target, $("list-message"), () => showPage([...list.cursors, list.next])));
-$("list-back").addEventListener("click", (event) => run(event.target, $("list-message"), () => showPage(list.cursors.slice(0, -1))));
+$("list-next").addEventListener("click", (event) => run(event.target, $("list-message"), () => showPage([...list.starts, list.next])));
+$("list-back").addEventListener("click", (event) => run(event.target, $("list-message"), () => showPage(list.starts.slice(0, -1))));
 
 async function remove(starter, title, text, body, count) {
   if (!(await confirm(title, text, count))) return;
