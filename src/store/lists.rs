@@ -133,7 +133,7 @@ impl Store {
     /// if it is known.
     ///
     /// A filtered page is a scan along the key, so that all pages of a list together read it once.
-    /// It ends early after [`PAGE_TIME_MAX`]. If there are few matching entries, the planner
+    /// It ends early after `PAGE_TIME_MAX`. If there are few matching entries, the planner
     /// chooses first: it may find them by their creation time, or by reading the whole table.
     ///
     /// # Errors
@@ -241,7 +241,7 @@ impl Store {
     }
 
     /// As [`Store::count_entries`], but `None` if a long list cannot be counted in
-    /// [`COUNT_TIME_MAX`].
+    /// `COUNT_TIME_MAX`.
     ///
     /// # Errors
     /// As [`Store::find_covers`].
