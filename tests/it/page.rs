@@ -318,6 +318,8 @@ async fn a_file_of_any_kind_is_recognized() {
     for (name, bytes, read_as, rejected) in files {
         let file = dir.path().join(name);
         std::fs::write(&file, bytes).unwrap();
+        // The result of the last one is shown a moment before its work has ended.
+        page.wait("document.querySelector('#import .working').hidden").await;
         page.choose("#import-file", &[&file]).await;
         let seen = page.wait(&format!("{result}.querySelector('h3')?.innerText === '{name}' && {result}.innerText")).await;
         let seen = seen.as_str().unwrap();
