@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{PgConnection, query, query_scalar};
+use sqlx::{PgConnection, query, query_as, query_scalar};
 
 use super::{Store, shares::Share};
 use crate::domain::{Error, Kind, Sorted, WorkspaceId};
@@ -38,6 +38,15 @@ pub struct Summary {
     pub reasons: i64,
     /// The pairs with the most entries, the largest first.
     pub counts: Vec<ReasonCount>,
+}
+
+/// A pair of a kind and a reason, and the totals of all pairs.
+struct SummaryRow {
+    is_domain: bool,
+    reason: String,
+    count: i64,
+    total: i64,
+    reasons: i64,
 }
 
 /// The counts of these entries.
@@ -143,42 +152,32 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn summarize(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
-        if self.count_by_reason(workspace, None, None).await?.is_none() {
-            return self.summarize_by_reading(workspace, reasons_max).await;
-        }
-        self.read(Share::Scan(workspace), move |connection| {
+        let is_counted = self.count_by_reason(workspace, None, None).await?.is_some();
+        self.scan(workspace, move |connection| {
             Box::pin(async move {
-                let rows = query!(
-                    r#"SELECT is_domain AS "is_domain!", reason AS "reason!", sum(entries)::bigint AS "count!",
+                let reasons_max = i64::from(reasons_max);
+                let rows = if is_counted {
+                    let counted = query_as!(
+                        SummaryRow,
+                        r#"SELECT is_domain AS "is_domain!", reason AS "reason!", sum(entries)::bigint AS "count!",
                            (sum(sum(entries)) OVER ())::bigint AS "total!", count(*) OVER () AS "reasons!"
                        FROM reason_counts WHERE workspace_id = $1 GROUP BY reason, is_domain HAVING sum(entries) <> 0
                        ORDER BY 3 DESC, 2, 1 LIMIT $2"#,
-                    workspace.0,
-                    i64::from(reasons_max),
-                )
-                .fetch_all(connection)
-                .await?;
-                let (total, reasons) = rows.first().map_or((0, 0), |row| (row.total, row.reasons));
-                let counts = rows.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count));
-                Ok(Summary { total, reasons, counts: counts.collect() })
-            })
-        })
-        .await
-    }
-
-    /// As [`Store::summarize`], but counts the entries.
-    async fn summarize_by_reading(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
-        self.scan(workspace, move |connection| {
-            Box::pin(async move {
-                let rows = query!(
-                    r#"SELECT strpos(address, '@') = 0 AS "is_domain!", reason AS "reason!", count(*) AS "count!",
+                        workspace.0,
+                        reasons_max,
+                    );
+                    counted.fetch_all(connection).await?
+                } else {
+                    let read = query_as!(
+                        SummaryRow,
+                        r#"SELECT strpos(address, '@') = 0 AS "is_domain!", reason AS "reason!", count(*) AS "count!",
                            sum(count(*)) OVER ()::bigint AS "total!", count(*) OVER () AS "reasons!"
                        FROM entries WHERE workspace_id = $1 GROUP BY 1, 2 ORDER BY 3 DESC, 2, 1 LIMIT $2"#,
-                    workspace.0,
-                    i64::from(reasons_max),
-                )
-                .fetch_all(connection)
-                .await?;
+                        workspace.0,
+                        reasons_max,
+                    );
+                    read.fetch_all(connection).await?
+                };
                 let (total, reasons) = rows.first().map_or((0, 0), |row| (row.total, row.reasons));
                 let counts = rows.into_iter().map(|row| ReasonCount::new(row.is_domain, row.reason, row.count));
                 Ok(Summary { total, reasons, counts: counts.collect() })

@@ -246,12 +246,7 @@ impl Store {
     /// # Errors
     /// As [`Store::find_covers`].
     pub async fn count_in_time(&self, workspace: WorkspaceId, filter: &Filter) -> Result<Option<i64>, Error> {
-        if filter.is_by_kind_and_reason()
-            && let Some(count) = self.count_by_reason(workspace, filter.kind, filter.reason.clone()).await?
-        {
-            return Ok(Some(count));
-        }
-        if self.count_all(workspace).await? <= ALWAYS_COUNTED_ENTRIES {
+        if filter.is_by_kind_and_reason() || self.count_all(workspace).await? <= ALWAYS_COUNTED_ENTRIES {
             return self.count_entries(workspace, filter).await.map(Some);
         }
         let filter = filter.clone();

@@ -686,6 +686,9 @@ async fn a_long_search_says_how_far_it_came() {
     let (seen, totals) = pages(&mut server.client().await, &server.key, &filter, 1_000).await;
     assert_eq!((seen.len(), totals.len()), (1_100, 2), "what was found within a second, and the rest");
     assert!(totals.iter().all(|total| *total == 0));
+    // Nothing of this list is counted by reason yet.
+    assert_eq!(get("limit=1").await["pagination"]["total"], 110_000, "the total of all is kept");
+    assert_eq!(get("reason=rare&limit=100").await["pagination"]["total"], 8, "counted by reading");
     // A filter by reason has its total, which is kept.
     sqlx::raw_sql("INSERT INTO reason_counts SELECT workspace_id, reason, false, 0, count(*) FROM stored GROUP BY 1, 2")
         .execute(&mut server.connection().await)
