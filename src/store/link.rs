@@ -357,3 +357,58 @@ async fn send(connection: &mut Option<PgConnection>, hosts: &Hosts, statement: &
     };
     matches!(within(POLL_TIMEOUT, sending).await, Some(Ok(())))
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::{future::poll_fn, task::Poll};
+
+    use super::*;
+
+    /// Each choice between two events that are there at once is made this often.
+    const TIMES: usize = 20;
+
+    const BACKEND: Backend = Backend { pid: 1, started_at: time::OffsetDateTime::UNIX_EPOCH };
+
+    /// A link that nobody polls.
+    fn link() -> Link {
+        Link {
+            state: watch::Sender::new(State::Up { polled_at: Instant::now(), backends: None }),
+            hosts: Hosts::of_url("postgres://someone@127.0.0.1/dnc").unwrap(),
+            signals: mpsc::channel(1).0,
+            replied_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Polls `waiting`, and then lets its work end and the link go down before it is polled again.
+    async fn end_at_once<T, F: Future<Output = T>>(link: &Link, waiting: impl FnOnce(oneshot::Receiver<()>) -> F) -> T {
+        let (work, ended) = oneshot::channel();
+        let end = async {
+            work.send(()).unwrap();
+            link.state.send_replace(State::Down);
+        };
+        tokio::join!(biased; waiting(ended), end).0
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_is_not_given_up() {
+        for _ in 0..TIMES {
+            let link = link();
+            let watched = end_at_once(&link, |ended| link.watch(BACKEND, Duration::from_secs(60), ended, std::future::pending()));
+            assert!(matches!(watched.await, Watched::Ended { is_cancelled: false, .. }));
+            // When this is asked again, the time is over as well.
+            let began = Instant::now();
+            let late = poll_fn(|_| if began.elapsed() < Duration::from_millis(1) { Poll::Pending } else { Poll::Ready(()) });
+            assert!(within(Duration::from_millis(1), late).await.is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_begins_on_a_link_that_is_down() {
+        for _ in 0..TIMES {
+            let link = link();
+            let ready = end_at_once(&link, |ended| link.unless_down(async { ended.await.map_err(Error::internal) }));
+            assert!(matches!(ready.await, Err(Error::Unavailable { .. })));
+        }
+    }
+}

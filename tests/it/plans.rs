@@ -8,7 +8,8 @@ use dnc::{
     domain::{Batch, KeyId, WorkspaceId},
     proto::{
         CheckEntriesRequest, DeleteEntriesRequest, EntryFilter, EntryType, ExportEntriesRequest, ImportOptions,
-        ListDeletionsRequest, ListEntriesRequest, ListEntriesResponse, ListImportsRequest, dnc_service_client::DncServiceClient,
+        ListDeletionsRequest, ListEntriesRequest, ListEntriesResponse, ListImportsRequest, SummarizeEntriesRequest,
+        dnc_service_client::DncServiceClient,
     },
     store::{ImportId, ImportIds},
 };
@@ -160,8 +161,11 @@ async fn a_workspace_without_statistics_is_read_by_key() {
     const LARGE: u32 = 300_000;
     const FRESH: u32 = 30_000;
     let lists = Lists::new().await;
-    lists.fill(lists.theirs.0, 0..LARGE, 1).await;
+    let theirs = lists.theirs.0;
+    lists.fill(theirs, 0..LARGE, 1).await;
     lists.run("VACUUM ANALYZE entries").await;
+    lists.run(format!("INSERT INTO entry_counts VALUES ({}, 0, {LARGE})", theirs.0)).await;
+    lists.run(format!("INSERT INTO reason_counts VALUES ({}, 'bounce', false, 0, {LARGE})", theirs.0)).await;
     let key = &lists.ours.1;
     let (imported, _) = lists
         .reads(async |client| {
@@ -237,6 +241,20 @@ async fn a_workspace_without_statistics_is_read_by_key() {
         .await;
     assert_eq!(listed, 100 * REPEATS);
     assert!(reads.rows <= 101 * REPEATS as i64 + SLACK, "pages: {reads:?}");
+
+    let (_, reads) = lists
+        .reads(async |client| {
+            for _ in 0..REPEATS {
+                let summary = client.summarize_entries(with_key(SummarizeEntriesRequest {}, key)).await.unwrap().into_inner();
+                assert_eq!((summary.total, summary.reasons.len()), (left, 1));
+                for (reason, total) in [("import", left), ("none", 0)] {
+                    let filter = EntryFilter { reason: reason.into(), ..EntryFilter::default() };
+                    assert_eq!(first_page(client, key, filter).await.total_size, total, "{reason}");
+                }
+            }
+        })
+        .await;
+    assert!(reads.rows <= 26 * REPEATS as i64 + SLACK, "counts by reason: {reads:?}");
 
     let (count, reads) = lists.reads(async |client| exported(client, key, EntryFilter::default()).await).await;
     assert_eq!(count as i64, left);

@@ -10,7 +10,7 @@ use dnc::{
 use sqlx::{Connection, PgConnection};
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 
-use crate::harness::{Flow, Proxy, database, until};
+use crate::harness::{Flow, Proxy, database, give_up_after_polls, until};
 
 /// How long a call of [`Setup::store`] waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -335,4 +335,50 @@ async fn exports_and_pages_do_not_wait_for_scans_nor_exports_for_look_ups() {
     for scan in scans {
         assert_eq!(scan.await.unwrap(), 0);
     }
+}
+
+#[tokio::test]
+async fn counts_by_reason_do_not_wait_for_look_ups() {
+    let setup = Setup::new().await;
+    let workspace = WorkspaceId(1);
+    let mut blocker = setup.admin().await;
+    // As many look-ups as a workspace may run at once.
+    sqlx::raw_sql("BEGIN; LOCK TABLE import_requests IN SHARE MODE").execute(&mut blocker).await.unwrap();
+    let look_ups = [(); 11].map(|()| {
+        let store = setup.store.clone();
+        tokio::spawn(async move { store.release_claim(workspace, ImportId::new(), "x").await })
+    });
+    until("they wait", async || setup.count("wait_event = 'relation'").await == 11).await;
+    let filter = Filter { reason: Some("bounce".to_owned()), ..Filter::default() };
+    let count = timeout(Duration::from_secs(30), setup.store.count_entries(workspace, &filter)).await;
+    assert_eq!(count.expect("it does not wait").unwrap(), 0);
+    let summary = timeout(Duration::from_secs(30), setup.store.summarize(workspace, 1)).await;
+    assert_eq!(summary.expect("it does not wait").unwrap().total, 0);
+    blocker.close().await.unwrap();
+    for look_up in look_ups {
+        look_up.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn work_whose_caller_is_gone_before_it_has_a_connection_does_not_begin() {
+    let setup = Setup::new().await;
+    for number in 0..20 {
+        // The connection is free. Work that begins is completed.
+        setup.read().await.unwrap();
+        let mut batch = Batch::new(1);
+        batch.push_parts(&format!("{number}@example.com"), "bounce", None);
+        let ids = ImportIds { workspace: WorkspaceId(1), key: KeyId(1), import: ImportId::new() };
+        if number == 0 {
+            // Finds out whether Citus is installed, which is asked once.
+            setup.store.insert_batch(ids, batch.into_sorted(), None, true).await.unwrap();
+        } else {
+            let left = give_up_after_polls(1, setup.store.insert_batch(ids, batch.into_sorted(), None, true)).await;
+            assert!(left.is_none());
+        }
+    }
+    setup.store.close().await;
+    until("all work has ended", async || setup.count(SESSIONS).await == 0).await;
+    let stored = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM entries").fetch_one(&mut setup.admin().await).await;
+    assert_eq!(stored.unwrap(), 1);
 }

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use dnc::store::Store;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use time::OffsetDateTime;
 use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::{
     address_book::{numbered, with_options},
-    harness::{Flow, Proxy, TestServer, database, until},
+    harness::{Flow, Proxy, TestServer, database, options, until},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -44,6 +45,23 @@ async fn counts(connection: &mut PgConnection, workspace: i64) -> [i64; 4] {
     found
 }
 
+/// Ends the server, which would delete rows as well, and lets its database pass for one with Citus
+/// if `has_citus`.
+async fn end(server: TestServer, has_citus: bool) {
+    let mut connection = server.connection().await;
+    server.begin_stop();
+    server.ended().await;
+    if has_citus {
+        let rename = "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql'";
+        sqlx::raw_sql(rename).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+}
+
+fn store(url: &str) -> Store {
+    dnc::server::store(url, &options(&[]).database).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_delete_what_is_past_its_retention_and_nothing_else() {
     let url = database().await;
@@ -54,8 +72,8 @@ async fn servers_delete_what_is_past_its_retention_and_nothing_else() {
     write(&mut connection, ours, 399 * DAY, 20).await;
     write(&mut connection, theirs, 401 * DAY, 5).await;
     write(&mut connection, theirs, DAY / 2, 3).await;
-    let options = |request_id: &str| dnc::proto::ImportOptions { request_id: request_id.into(), ..Default::default() };
-    first.import(vec![with_options(numbered(0..5).collect(), options("again"))]).await.unwrap();
+    let with_id = |request_id: &str| dnc::proto::ImportOptions { request_id: request_id.into(), ..Default::default() };
+    first.import(vec![with_options(numbered(0..5).collect(), with_id("again"))]).await.unwrap();
     // Two at once, and the server itself: all come to an end.
     let (one, other) = tokio::join!(first.store.clear_logs(400 * DAY), first.store.clear_logs(400 * DAY));
     assert!(one.unwrap() + other.unwrap() > 0);
@@ -67,30 +85,159 @@ async fn servers_delete_what_is_past_its_retention_and_nothing_else() {
     // The answer of an import is still known, with the shortest retention, too.
     first.store.clear_logs(DAY).await.unwrap();
     assert_eq!(counts(&mut connection, ours).await, [1, 0, 1, 0]);
-    let again = first.import(vec![with_options(numbered(0..5).collect(), options("again"))]).await.unwrap();
+    let again = first.import(vec![with_options(numbered(0..5).collect(), with_id("again"))]).await.unwrap();
     assert_eq!((again.imported, again.skipped), (5, 0));
     assert_eq!(first.count().await, 5);
 }
 
 #[tokio::test]
 async fn what_is_past_its_retention_is_deleted_by_workspace_where_citus_is_installed() {
-    // A server that runs would delete rows as well.
     let server = TestServer::start().await;
     let (url, ours, theirs) = (server.database_url.clone(), server.workspace.0, server.other_workspace.0);
-    server.begin_stop();
-    server.ended().await;
+    end(server, true).await;
+    let store = store(&url);
     let mut connection = PgConnection::connect(&url).await.unwrap();
-    let rename = "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql'";
-    sqlx::raw_sql(rename).execute(&mut connection).await.unwrap();
     write(&mut connection, ours, 401 * DAY, 30).await;
     write(&mut connection, ours, 399 * DAY, 20).await;
     write(&mut connection, theirs, 401 * DAY, 5).await;
     write(&mut connection, theirs, DAY / 2, 3).await;
-    let store = dnc::server::store(&url, &crate::harness::options(&[]).database).unwrap();
     assert_eq!(store.clear_logs(400 * DAY).await.unwrap(), 2 * (30 + 5) + 2 * (50 + 5));
     assert_eq!(counts(&mut connection, ours).await, [20, 20, 0, 0]);
     assert_eq!(counts(&mut connection, theirs).await, [3; 4]);
     store.close().await;
+}
+
+/// The columns `started_at`, `finished_at` and `lease_until` of an import and its idempotency key
+/// as ages in hours, and whether the import and the key are kept for 100 hours and for a day.
+type Ages = (i64, Option<i64>, i64, bool, bool);
+
+#[tokio::test]
+async fn an_import_is_remembered_from_its_end_and_one_without_an_end_from_its_last_sign() {
+    const IMPORTS: [Ages; 6] = [
+        (200, Some(110), 110, false, false),
+        (200, Some(90), 110, true, false),
+        (110, None, 30, false, false),
+        (90, None, 20, true, true),
+        (110, Some(20), 110, true, true),
+        (110, Some(30), 20, true, false),
+    ];
+    for has_citus in [false, true] {
+        let server = TestServer::start().await;
+        let (url, ours) = (server.database_url.clone(), server.workspace.0);
+        end(server, has_citus).await;
+        let store = store(&url);
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        let now = OffsetDateTime::now_utc();
+        let at = |hours: i64| now - time::Duration::hours(hours);
+        let id = |hours: i64| Uuid::new_v7(Timestamp::from_unix(NoContext, at(hours).unix_timestamp().unsigned_abs(), 0));
+        for (number, (started, finished, lease, ..)) in IMPORTS.into_iter().enumerate() {
+            for statement in [
+                "INSERT INTO imports (workspace_id, id, key_id, started_at, finished_at, imported, skipped, failed)
+                 SELECT $1, $2, $3, $4, $5, 1, 0, 0 WHERE $6 IS NOT NULL",
+                "INSERT INTO import_requests (workspace_id, import_id, request_id, started_at, finished_at, lease_until)
+                 VALUES ($1, $2, $3::text, $4, $5, $6)",
+            ] {
+                let query = sqlx::query(statement).bind(ours).bind(id(started)).bind(number as i64).bind(at(started));
+                query.bind(finished.map(at)).bind(at(lease)).execute(&mut connection).await.unwrap();
+            }
+        }
+        // The clock of the database has the last word about a deletion, and its id about what is
+        // looked at.
+        for (of_id, started) in [(110, 110), (110, 90), (90, 110)] {
+            let deletion =
+                "INSERT INTO deletions (workspace_id, id, key_id, started_at, deleted, mode) VALUES ($1, $2, 1, $3, 1, 'all')";
+            sqlx::query(deletion).bind(ours).bind(id(of_id)).bind(at(started)).execute(&mut connection).await.unwrap();
+        }
+        store.clear_logs(Duration::from_secs(100 * 60 * 60)).await.unwrap();
+        let kept: Vec<i64> = sqlx::query_scalar("SELECT key_id FROM imports ORDER BY 1").fetch_all(&mut connection).await.unwrap();
+        let kept_keys: Vec<i64> = sqlx::query_scalar("SELECT request_id::bigint FROM import_requests ORDER BY 1")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+        let expected = |is_kept: fn(&Ages) -> bool| -> Vec<i64> {
+            (0..).zip(&IMPORTS).filter(|(_, ages)| is_kept(ages)).map(|(number, _)| number).collect()
+        };
+        assert_eq!(kept, expected(|ages| ages.3), "Citus: {has_citus}");
+        assert_eq!(kept_keys, expected(|ages| ages.4), "Citus: {has_citus}");
+        assert_eq!(counts(&mut connection, ours).await[1], 2, "Citus: {has_citus}");
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn each_workspace_is_cleared_by_itself_however_many_there_are() {
+    for has_citus in [false, true] {
+        let server = TestServer::start().await;
+        let (url, first) = (server.database_url.clone(), server.workspace.0);
+        end(server, has_citus).await;
+        let store = store(&url);
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        let many = "INSERT INTO workspaces (name) SELECT n::text FROM generate_series(1, 1200) n";
+        sqlx::query(many).execute(&mut connection).await.unwrap();
+        let last: i64 = sqlx::query_scalar("SELECT max(id) FROM workspaces").fetch_one(&mut connection).await.unwrap();
+        // No statement is about the last one.
+        for workspace in [first, first + 600, last, last + 1] {
+            write(&mut connection, workspace, 3 * DAY, 2).await;
+        }
+        assert_eq!(store.clear_logs(2 * DAY).await.unwrap(), 3 * 4 * 2, "Citus: {has_citus}");
+        assert_eq!(counts(&mut connection, last + 1).await, [2; 4], "Citus: {has_citus}");
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_another_server_deletes_is_skipped() {
+    let server = TestServer::start().await;
+    let (url, ours) = (server.database_url.clone(), server.workspace.0);
+    end(server, false).await;
+    let store = store(&url);
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    write(&mut connection, ours, 3 * DAY, 3).await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("BEGIN").execute(&mut other).await.unwrap();
+    for table in ["imports", "deletions", "import_requests", "rehearsed"] {
+        let lock = format!("SELECT FROM {table} LIMIT 1 FOR UPDATE");
+        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut other).await.unwrap();
+    }
+    let clearing = tokio::time::timeout(Duration::from_secs(30), store.clear_logs(2 * DAY)).await;
+    assert_eq!(clearing.expect("it does not wait").unwrap(), 4 * 2);
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    assert_eq!(store.clear_logs(2 * DAY).await.unwrap(), 4);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_is_not_past_its_retention_is_not_read() {
+    const RECENT: usize = 3_000;
+    for has_citus in [false, true] {
+        let server = TestServer::start().await;
+        let (url, ours) = (server.database_url.clone(), server.workspace.0);
+        end(server, has_citus).await;
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        write(&mut connection, ours, DAY / 2, RECENT).await;
+        write(&mut connection, ours, 3 * DAY, 10).await;
+        connection.close().await.unwrap();
+        let read = async || -> i64 {
+            until("every other session has ended", async || {
+                let others = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+                let mut connection = PgConnection::connect(&url).await.unwrap();
+                sqlx::query_scalar::<_, i64>(others).fetch_one(&mut connection).await.unwrap() == 0
+            })
+            .await;
+            let mut connection = PgConnection::connect(&url).await.unwrap();
+            let read = "SELECT sum(seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_user_tables
+                WHERE relname IN ('imports', 'deletions', 'import_requests', 'rehearsed')";
+            sqlx::query_scalar(read).fetch_one(&mut connection).await.unwrap()
+        };
+        let before = read().await;
+        let store = store(&url);
+        assert_eq!(store.clear_logs(2 * DAY).await.unwrap(), 4 * 10);
+        store.close().await;
+        drop(store);
+        let read = read().await - before;
+        assert!(read < RECENT as i64 / 2, "Citus: {has_citus}: {read} rows");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -588,7 +588,7 @@ async fn a_filtered_list_is_examined_in_parts() {
     let rare_ones = EntryFilter { reason: "rare".into(), ..EntryFilter::default() };
     // Each as it is asked for, and as the store has it.
     type InStore = fn(Filter) -> Filter;
-    let filters: [(EntryFilter, InStore, &[String]); 7] = [
+    let filters: [(EntryFilter, InStore, &[String]); 8] = [
         (rare_ones.clone(), |rare| rare, &rare),
         (
             EntryFilter { r#type: EntryType::Email.into(), ..rare_ones.clone() },
@@ -603,6 +603,11 @@ async fn a_filtered_list_is_examined_in_parts() {
         (
             EntryFilter { search: "00@".into(), ..rare_ones.clone() },
             |rare| Filter { search: Some("00@".to_owned()), ..rare },
+            &rare[..12],
+        ),
+        (
+            EntryFilter { search: "com".into(), r#type: EntryType::Email.into(), ..rare_ones.clone() },
+            |rare| Filter { search: Some("com".to_owned()), kind: Some(Kind::Email), ..rare },
             &rare[..12],
         ),
         (
@@ -969,6 +974,65 @@ async fn what_an_older_server_stored_is_counted_by_reading() {
     // No entry has this reason, and none is read.
     let filter = EntryFilter { reason: "none".into(), ..EntryFilter::default() };
     assert_eq!(pages(&mut client, &server.key, &filter, 10).await, (vec![], vec![0]));
+}
+
+#[tokio::test]
+async fn a_summary_begins_with_the_largest_count_and_goes_on_by_reason_and_type() {
+    let server = TestServer::start().await;
+    let empty = server.store.summarize(server.workspace, 10).await.unwrap();
+    assert_eq!((empty.total, empty.reasons, empty.counts.len()), (0, 0, 0));
+    let of = |reason: &str, entries: Vec<Entry>| {
+        request(entries.into_iter().map(|entry| Entry { reason: reason.into(), ..entry }).collect())
+    };
+    let ours = [
+        of("x", vec![domain("x.org")]),
+        of("b", vec![domain("b.org"), email("1@example.com")]),
+        of("a", vec![domain("a.org")]),
+        of("m", numbered(0..3).collect()),
+    ];
+    server.import(ours.to_vec()).await.unwrap();
+    let theirs = with_key(tokio_stream::iter([of("b", numbered(0..5).collect())]), &server.other_key);
+    server.client().await.import_entries(theirs).await.unwrap();
+    let delete = async |names: &[&str]| {
+        let emails = names.iter().map(|name| (*name).to_owned()).collect();
+        let named = DeleteEntriesRequest { emails, ..DeleteEntriesRequest::default() };
+        server.client().await.delete_entries(with_key(named, &server.key)).await.unwrap();
+    };
+    delete(&["x.org"]).await;
+    let expected = [(Kind::Email, "m", 3), (Kind::Domain, "a", 1), (Kind::Email, "b", 1), (Kind::Domain, "b", 1)];
+    // As it is counted, and as it is read after a server that does not count by type and reason has
+    // stored or deleted an entry.
+    let older = [
+        "SELECT 1",
+        "INSERT INTO entries (workspace_id, added_by, address, reason) VALUES ($1, 1, '3@example.com', 'm');
+         INSERT INTO entry_counts VALUES ($1, 20, 1)",
+        "DELETE FROM entries WHERE workspace_id = $1 AND address >= 'user0000001';
+         INSERT INTO entry_counts VALUES ($1, 21, -2)",
+    ];
+    for (statements, of_m) in older.into_iter().zip([3, 4, 2]) {
+        let statements = statements.replace("$1", &server.workspace.0.to_string());
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut server.connection().await).await.unwrap();
+        for listed in [4, 2] {
+            let summary = server.store.summarize(server.workspace, listed).await.unwrap();
+            let counts: Vec<_> = summary.counts.iter().map(|row| (row.kind, row.reason.as_str(), row.count)).collect();
+            let mut expected = expected;
+            expected[0].2 = of_m;
+            assert_eq!(counts, expected[..listed as usize], "{of_m}");
+            assert_eq!((summary.total, summary.reasons), (3 + of_m, 4));
+        }
+        for (kind, reason, count) in [
+            (Some(Kind::Email), Some("b"), 1),
+            (Some(Kind::Domain), Some("b"), 1),
+            (None, Some("b"), 2),
+            (Some(Kind::Email), None, 1 + of_m),
+            (Some(Kind::Domain), None, 2),
+            (None, None, 3 + of_m),
+        ] {
+            let filter = Filter { kind, reason: reason.map(str::to_owned), ..Filter::default() };
+            let counted = server.store.count_entries(server.workspace, &filter).await.unwrap();
+            assert_eq!(counted, count, "{filter:?}");
+        }
+    }
 }
 
 #[tokio::test]
