@@ -354,12 +354,10 @@ fn part_of(workspace: WorkspaceId, filter: &Filter, after: String) -> QueryBuild
     let mut query = QueryBuilder::new("SELECT * FROM (SELECT ");
     if filter.search.is_some() {
         // The index has the addresses, so only the entries that have the text are read.
-        let of_address = Filter { kind: filter.kind, search: filter.search.clone(), ..Filter::default() };
-        let of_entry = Filter { kind: None, search: None, ..filter.clone() };
         query.push("examined.address, reason, created_at, added_by, unsubscribed_at, number, has_text");
-        push_conditions(&mut query, &of_entry);
+        push_conditions_on_entry(&mut query, filter);
         query.push(" AS is_match FROM (SELECT address, row_number() OVER (ORDER BY address) AS number, true");
-        push_conditions(&mut query, &of_address);
+        push_conditions_on_address(&mut query, filter);
         query.push(" AS has_text FROM (SELECT address FROM entries");
         push_filter(&mut query, workspace, &scanned);
         query.push(" AND address > ").push_bind(after).push(" ORDER BY address LIMIT ").push(PART_ENTRIES);
@@ -385,19 +383,28 @@ pub(super) fn push_filter(query: &mut QueryBuilder<Postgres>, workspace: Workspa
 }
 
 fn push_conditions(query: &mut QueryBuilder<Postgres>, filter: &Filter) {
+    push_conditions_on_entry(query, filter);
+    push_conditions_on_address(query, filter);
+}
+
+fn push_conditions_on_address(query: &mut QueryBuilder<Postgres>, filter: &Filter) {
     match filter.kind {
         // Exactly the condition of the partial index on domains.
         Some(Kind::Domain) => query.push(" AND strpos(address, '@') = 0"),
         Some(Kind::Email) => query.push(" AND strpos(address, '@') > 0"),
         None => query,
     };
-    if let Some(reason) = &filter.reason {
-        query.push(" AND reason = ").push_bind(reason.clone());
-    }
     if let Some(search) = &filter.search {
         // Not a pattern, so no character of the text is special. Both the text and the addresses
         // are in lower case.
         query.push(" AND strpos(address, ").push_bind(search.clone()).push(") > 0");
+    }
+}
+
+/// Appends the conditions on what is not in the index.
+fn push_conditions_on_entry(query: &mut QueryBuilder<Postgres>, filter: &Filter) {
+    if let Some(reason) = &filter.reason {
+        query.push(" AND reason = ").push_bind(reason.clone());
     }
     if let Some(from) = filter.created_from {
         query.push(" AND created_at >= ").push_bind(from);
