@@ -612,6 +612,9 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     let url = postgres.url("dnc");
     let store = Store::new(&StoreOptions {
         url: url.clone(),
+        migrate_url: None,
+        is_pooled: false,
+        replica: None,
         connections_max: 4,
         connect_timeout: Duration::from_secs(20),
         statement_timeout: Duration::from_secs(60),

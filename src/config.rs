@@ -57,6 +57,35 @@ pub struct DatabaseUrl {
     /// process.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, help_heading = "Database")]
     pub database_url: String,
+    /// The database URL for migrations [default: that of --database-url]
+    ///
+    /// Needed when --database-url is that of a pooler: migrations take locks that last for a
+    /// session.
+    #[arg(long, env = "DNC_MIGRATE_DATABASE_URL", value_name = "URL", hide_env_values = true, help_heading = "Database")]
+    pub migrate_database_url: Option<String>,
+    /// The database URL is that of a pooler that assigns a connection to each transaction
+    ///
+    /// Such as PgBouncer with pool_mode=transaction. Every piece of work is a transaction then, so
+    /// a single check takes longer. A pooler with pool_mode=session needs no option.
+    #[arg(long, env = "DNC_DATABASE_TRANSACTION_POOLER", value_parser = FalseyValueParser::new(), help_heading = "Database")]
+    pub database_transaction_pooler: bool,
+}
+
+/// A replica that answers reads.
+#[derive(Args, Clone, Debug)]
+pub struct ReadDatabase {
+    /// The URL of a replica for checks, lists, exports and summaries [default: none]
+    ///
+    /// One server, which follows the one that takes writes by streaming replication. Everything
+    /// else, such as API keys, is read where it is written.
+    #[arg(long, env = "DNC_READ_DATABASE_URL", value_name = "URL", hide_env_values = true, help_heading = "Database")]
+    pub read_database_url: Option<String>,
+    /// How many seconds the replica may lag behind
+    ///
+    /// An address that was added less than that ago may still be reported as clear. While the
+    /// replica lags behind further, or its lag is not known, reads go to --database-url.
+    #[arg(long, env = "DNC_READ_LAG_MAX_SECS", value_name = "SECS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=3600), help_heading = "Database")]
+    pub read_lag_max_secs: u64,
 }
 
 /// How a server uses the database.

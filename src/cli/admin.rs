@@ -236,9 +236,15 @@ pub(super) fn print(line: &str) -> anyhow::Result<()> {
 
 /// Opens the store, and fails unless the database answers.
 pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
-    require_postgres_url(&database.database_url)?;
+    require_postgres_url("DATABASE_URL", &database.database_url)?;
+    if let Some(url) = &database.migrate_database_url {
+        require_postgres_url("--migrate-database-url", url)?;
+    }
     let store = Store::new(&StoreOptions {
         url: database.database_url.clone(),
+        migrate_url: database.migrate_database_url.clone(),
+        is_pooled: database.database_transaction_pooler,
+        replica: None,
         connections_max: 4,
         connect_timeout: Duration::from_secs(10),
         statement_timeout: Duration::from_secs(600),
@@ -248,15 +254,15 @@ pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
 }
 
 /// Rejects a URL with another scheme, which the driver would take for PostgreSQL's. The message
-/// repeats only the scheme, because the URL contains a password.
-pub(super) fn require_postgres_url(url: &str) -> anyhow::Result<()> {
+/// repeats only the scheme, because the URL contains a password. `option` is the one that has it.
+pub(super) fn require_postgres_url(option: &str, url: &str) -> anyhow::Result<()> {
     const FORM: &str = "give postgres://USER:PASSWORD@HOST:PORT/DATABASE";
     match url.split_once("://") {
         Some(("postgres" | "postgresql", _)) => Ok(()),
         Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)) => {
-            anyhow::bail!("DATABASE_URL begins with {scheme}://, and the service needs PostgreSQL; {FORM}")
+            anyhow::bail!("{option} begins with {scheme}://, and the service needs PostgreSQL; {FORM}")
         }
-        _ => anyhow::bail!("DATABASE_URL is not a URL; {FORM}"),
+        _ => anyhow::bail!("{option} is not a URL; {FORM}"),
     }
 }
 

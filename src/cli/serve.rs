@@ -14,9 +14,9 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{admin, link};
 use crate::{
-    config::{DatabaseUrl, HttpOptions, ServerOptions},
+    config::{DatabaseUrl, HttpOptions, ReadDatabase, ServerOptions},
     server::{self, Bound, Ended},
-    store::Store,
+    store::{ReplicaOptions, Store, StoreOptions},
     telemetry,
 };
 
@@ -36,6 +36,8 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct ServeOptions {
     #[command(flatten)]
     database: DatabaseUrl,
+    #[command(flatten)]
+    replica: ReadDatabase,
     /// Bring the database's schema up to date before serving
     ///
     /// Without it the server does not start on a database that lacks migrations.
@@ -73,10 +75,23 @@ pub(super) struct ClientCertificate {
 }
 
 pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
-    admin::require_postgres_url(&options.database.database_url)?;
+    let DatabaseUrl { database_url, migrate_database_url, database_transaction_pooler } = options.database;
+    admin::require_postgres_url("DATABASE_URL", &database_url)?;
+    if let Some(url) = &migrate_database_url {
+        admin::require_postgres_url("--migrate-database-url", url)?;
+    }
+    if let Some(url) = &options.replica.read_database_url {
+        admin::require_postgres_url("--read-database-url", url)?;
+    }
     measure(&options.server.http)?;
     let signals = Signals::listen()?;
-    let store = server::store(&options.database.database_url, &options.server.database)?;
+    let lag_max = Duration::from_secs(options.replica.read_lag_max_secs);
+    let store = Store::new(&StoreOptions {
+        migrate_url: migrate_database_url,
+        is_pooled: database_transaction_pooler,
+        replica: options.replica.read_database_url.map(|url| ReplicaOptions { url, lag_max }),
+        ..server::store_options(&database_url, &options.server.database)
+    })?;
     let prepare = async {
         admin::require_reachable(&store).await?;
         if options.migrate {

@@ -62,17 +62,26 @@ const OPEN_CALLS_MAX: usize = 10_000;
 /// The pause between two times at which each server deletes what is past its retention.
 const CLEAR_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// Creates the store of a server. Connects when it is first used.
+/// Creates the store of a server that reaches its database directly and has no replica. Connects
+/// when it is first used.
 ///
 /// # Errors
 /// When the URL cannot be parsed.
 pub fn store(database_url: &str, limits: &DatabaseLimits) -> Result<Store, crate::domain::Error> {
-    Store::new(&StoreOptions {
+    Store::new(&store_options(database_url, limits))
+}
+
+/// The options of [`store`].
+pub fn store_options(database_url: &str, limits: &DatabaseLimits) -> StoreOptions {
+    StoreOptions {
         url: database_url.to_owned(),
+        migrate_url: None,
+        is_pooled: false,
+        replica: None,
         connections_max: limits.database_connections_max,
         connect_timeout: Duration::from_secs(limits.database_connect_timeout_secs),
         statement_timeout: Duration::from_secs(limits.database_statement_timeout_secs),
-    })
+    }
 }
 
 /// The limits of each stream, as the options of a server set them.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, query, query_as, query_scalar};
 
-use super::{Store, shares::Share};
+use super::{Store, replica::Source, session::Mode, shares::Share};
 use crate::domain::{Error, Kind, Sorted, WorkspaceId};
 
 /// The number of rows that a count is divided into, so that as many transactions can usually change
@@ -106,8 +106,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
-    pub(super) async fn count_all(&self, workspace: WorkspaceId) -> Result<i64, Error> {
-        self.read(Share::LookUp(workspace), move |connection| {
+    pub(super) async fn count_all(&self, source: Source, workspace: WorkspaceId) -> Result<i64, Error> {
+        self.read_from(source, Mode::Read, Share::LookUp(workspace), move |connection| {
             Box::pin(async move {
                 Ok(query_scalar!(
                     r#"SELECT COALESCE(sum(entries), 0)::bigint AS "count!" FROM entry_counts WHERE workspace_id = $1"#,
@@ -125,11 +125,12 @@ impl Store {
     /// which did not count by kind and reason.
     pub(super) async fn count_by_reason(
         &self,
+        source: Source,
         workspace: WorkspaceId,
         kind: Option<Kind>,
         reason: Option<String>,
     ) -> Result<Option<i64>, Error> {
-        self.read(Share::Scan(workspace), move |connection| {
+        self.read_from(source, Mode::Read, Share::Scan(workspace), move |connection| {
             Box::pin(async move {
                 let row = query!(
                     r#"SELECT COALESCE(sum(entries) FILTER (WHERE reason = COALESCE($2, reason) AND is_domain = COALESCE($3, is_domain)), 0)::bigint AS "count!",
@@ -152,8 +153,8 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn summarize(&self, workspace: WorkspaceId, reasons_max: u32) -> Result<Summary, Error> {
-        let is_counted = self.count_by_reason(workspace, None, None).await?.is_some();
-        self.scan(workspace, move |connection| {
+        let is_counted = self.count_by_reason(Source::Any, workspace, None, None).await?.is_some();
+        self.read_from(Source::Any, Mode::Scan, Share::Scan(workspace), move |connection| {
             Box::pin(async move {
                 let reasons_max = i64::from(reasons_max);
                 let rows = if is_counted {

@@ -42,7 +42,7 @@ impl Store {
     pub async fn delete_named(&self, workspace: WorkspaceId, key: KeyId, addresses: Vec<Address>) -> Result<i64, Error> {
         let ids = Ids { workspace, key, deletion: Uuid::now_v7() };
         let addresses = Arc::new(addresses);
-        let deleted = self.write_again(Share::LookUp(workspace), Retry::begin(), || {
+        let deleted = self.primary.write_again(Share::LookUp(workspace), Retry::begin(), || {
             let addresses = addresses.clone();
             move |connection: &mut PgConnection| -> Working<'_, i64> {
                 Box::pin(async move { delete_named(connection, ids, &addresses).await })
@@ -57,7 +57,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn begin_deletion(&self, workspace: WorkspaceId, key: KeyId, filter: Filter) -> Result<Deletion, Error> {
-        let began = self.read(Share::LookUp(workspace), |connection| {
+        let began = self.primary.read(Share::LookUp(workspace), |connection| {
             Box::pin(async move { Ok(query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(connection).await?) })
         });
         let began = began.await?;
@@ -116,7 +116,7 @@ impl Deletion {
         let Some(after) = self.after.take() else { return Ok(None) };
         let after: Arc<str> = after.into();
         let (ids, began) = (self.ids, self.began);
-        let deleted = self.store.write_again(Share::Scan(ids.workspace), Retry::begin(), || {
+        let deleted = self.store.primary.write_again(Share::Scan(ids.workspace), Retry::begin(), || {
             let (filter, after) = (self.filter.clone(), after.clone());
             move |connection: &mut PgConnection| -> Working<'_, (i64, Option<String>)> {
                 Box::pin(async move { delete_after(connection, ids, &filter, began, &after).await })

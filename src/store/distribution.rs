@@ -22,7 +22,7 @@ impl Store {
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub(super) async fn is_distributed(&self) -> Result<bool, Error> {
         let is_distributed = self.is_distributed.get_or_try_init(|| {
-            self.read(Share::Service, |connection| {
+            self.primary.read(Share::Service, |connection| {
                 Box::pin(async move {
                     let found = query_scalar!(r#"SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') AS "found!""#);
                     Ok(found.fetch_one(connection).await?)

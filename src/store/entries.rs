@@ -43,7 +43,7 @@ impl Store {
             // The result of the statements, known before the commit.
             let done = Arc::new(Mutex::new(None));
             let (its_entries, its_first, its_done) = (entries.clone(), first.clone(), done.clone());
-            let written = self.write(Share::Import(ids.workspace), move |connection| {
+            let written = self.primary.write(Share::Import(ids.workspace), move |connection| {
                 Box::pin(async move {
                     let hints = Hints { is_distributed, expects_new };
                     let inserted = insert(connection, ids, &its_entries, its_first.as_ref().as_ref(), hints).await?;
@@ -89,7 +89,7 @@ impl Store {
     ) -> Option<bool> {
         loop {
             let (transaction, its_entries) = (transaction.clone(), entries.clone());
-            let status = self.read(Share::Import(workspace), move |connection| {
+            let status = self.primary.read(Share::Import(workspace), move |connection| {
                 Box::pin(async move {
                     let status =
                         query_scalar!("SELECT pg_xact_status($1::text::xid8)", transaction).fetch_one(&mut *connection).await?;
@@ -120,14 +120,15 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn count_new(&self, workspace: WorkspaceId, entries: Sorted) -> Result<u64, Error> {
-        self.read(Share::Import(workspace), move |connection| {
-            Box::pin(async move {
-                let addresses = entries.addresses();
-                let present = count_present(connection, workspace, &addresses).await?;
-                Ok(addresses.len() as u64 - present.cast_unsigned())
+        self.primary
+            .read(Share::Import(workspace), move |connection| {
+                Box::pin(async move {
+                    let addresses = entries.addresses();
+                    let present = count_present(connection, workspace, &addresses).await?;
+                    Ok(addresses.len() as u64 - present.cast_unsigned())
+                })
             })
-        })
-        .await
+            .await
     }
 
     /// Begins a dry run of several batches.
@@ -159,7 +160,7 @@ impl DryRun {
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn count_new(&mut self, entries: Sorted) -> Result<u64, Error> {
         let (workspace, id) = (self.workspace, self.id);
-        let running = self.store.write(Share::Import(workspace), move |connection| {
+        let running = self.store.primary.write(Share::Import(workspace), move |connection| {
             Box::pin(async move {
                 let addresses = entries.addresses();
                 // NOT EXISTS would let the planner join the whole list.
@@ -207,7 +208,7 @@ async fn delete_recorded(store: &Store, workspace: WorkspaceId, id: Uuid) -> Res
     // from its beginning would take longer each time.
     let mut after = Some(String::new());
     while let Some(address) = after {
-        let deleted = store.write(Share::Scan(workspace), move |connection| {
+        let deleted = store.primary.write(Share::Scan(workspace), move |connection| {
             Box::pin(async move {
                 let last = query_scalar!(
                     "WITH forgotten AS (

@@ -17,7 +17,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::time::{Instant, sleep};
 
-use super::{error, link::Backend, session::open};
+use super::{error, link::Backend, session::Setup};
 use crate::domain::Error;
 
 /// How long the server that took writes last may take to accept a connection before the others are
@@ -34,16 +34,17 @@ const ALL_TIMEOUT: Duration = Duration::from_secs(4);
 #[derive(Clone, Debug)]
 pub(super) struct Hosts {
     all: Arc<[PgConnectOptions]>,
+    setup: Arc<Setup>,
     last: Arc<AtomicUsize>,
     generation: Arc<AtomicU64>,
 }
 
 impl Hosts {
-    /// Reads a `postgres://` URL.
+    /// Reads a `postgres://` URL. `setup` is done on each new connection.
     ///
     /// # Errors
     /// [`Error::Invalid`] when it cannot be read.
-    pub(super) fn of_url(url: &str) -> Result<Self, Error> {
+    pub(super) fn of_url(url: &str, setup: Setup) -> Result<Self, Error> {
         let unreadable = || {
             Error::invalid(
                 "database-url",
@@ -51,14 +52,20 @@ impl Hosts {
             )
         };
         let all = split(url).ok_or_else(unreadable)?;
-        let all = all.iter().map(|url| PgConnectOptions::from_str(url).map_err(|_| unreadable())).collect::<Result<_, _>>()?;
-        Ok(Self { all, last: Arc::default(), generation: Arc::default() })
+        let options =
+            |url: &String| PgConnectOptions::from_str(url).map(|options| setup.driver_options(options)).map_err(|_| unreadable());
+        let all = all.iter().map(options).collect::<Result<_, _>>()?;
+        Ok(Self { all, setup: Arc::new(setup), last: Arc::default(), generation: Arc::default() })
     }
 
-    /// The same servers, with `change` made to the options of each.
-    pub(super) fn with(&self, change: impl Fn(PgConnectOptions) -> PgConnectOptions) -> Self {
-        let all = self.all.iter().cloned().map(change).collect();
-        Self { all, last: self.last.clone(), generation: self.generation.clone() }
+    /// How many servers there are.
+    pub(super) fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// What is done on each new connection, and how transactions begin.
+    pub(super) fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     /// Opens a connection to the server that takes writes.
@@ -69,9 +76,9 @@ impl Hosts {
     pub(super) async fn open(&self) -> Result<(PgConnection, Backend), sqlx::Error> {
         let last = self.last.load(Ordering::Relaxed);
         if self.all.len() == 1 {
-            return open(&self.all[last]).await;
+            return self.setup.open(&self.all[last]).await;
         }
-        let one = |index: usize| async move { (index, open(&self.all[index]).await) };
+        let one = |index: usize| async move { (index, self.setup.open(&self.all[index]).await) };
         let mut tries = FuturesUnordered::from_iter([one(last)]);
         let mut are_all_tried = false;
         let mut refusal = None;
@@ -189,6 +196,10 @@ mod tests {
 
     const CLOSES: Server = Server::Closes(Duration::ZERO);
 
+    fn hosts(url: &str) -> Result<Hosts, Error> {
+        Hosts::of_url(url, Setup::new(Duration::from_secs(1), false, true))
+    }
+
     /// Starts a server. Returns its host and port, and the number of its connections.
     async fn start(server: Server) -> (String, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -218,7 +229,7 @@ mod tests {
     /// connections each of them had.
     async fn refusal(servers: [Server; 2]) -> (sqlx::Error, Duration, [usize; 2]) {
         let [(one, at_one), (other, at_other)] = [start(servers[0]).await, start(servers[1]).await];
-        let hosts = Hosts::of_url(&format!("postgres://u@{one},{other}/d?sslmode=disable")).unwrap();
+        let hosts = super::tests::hosts(&format!("postgres://u@{one},{other}/d?sslmode=disable")).unwrap();
         let began = Instant::now();
         let error = hosts.open().await.unwrap_err();
         (error, began.elapsed(), [&at_one, &at_other].map(|accepted| accepted.load(Ordering::Relaxed)))
@@ -274,8 +285,8 @@ mod tests {
             assert_eq!(split(url).unwrap(), expected, "{url}");
         }
         for url in ["a:1/d", "postgres://a,b/d?target_session_attrs=standby", "postgres:///d?host=a,b", ""] {
-            assert!(Hosts::of_url(url).is_err(), "{url}");
+            assert!(hosts(url).is_err(), "{url}");
         }
-        assert_eq!(Hosts::of_url("postgres://u:p@a:1,b:2/d").unwrap().all.len(), 2);
+        assert_eq!(hosts("postgres://u:p@a:1,b:2/d").unwrap().all.len(), 2);
     }
 }

@@ -167,7 +167,7 @@ impl Store {
         fingerprint: &Fingerprint,
     ) -> Result<Claim, Error> {
         let request: Arc<(String, Vec<u8>)> = Arc::new((idempotency_key.to_owned(), fingerprint.to_bytes()));
-        let claim = self.write_again(Share::LookUp(workspace), Retry::begin().idempotent(), || {
+        let claim = self.primary.write_again(Share::LookUp(workspace), Retry::begin().idempotent(), || {
             let request = request.clone();
             move |connection: &mut PgConnection| -> Working<'_, Claim> {
                 Box::pin(async move { claim(connection, workspace, import, &request.0, &request.1).await })
@@ -182,7 +182,7 @@ impl Store {
     /// As [`Store::claim_request`].
     pub async fn renew_claim(&self, workspace: WorkspaceId, import: ImportId, idempotency_key: &str) -> Result<(), Error> {
         let idempotency_key = idempotency_key.to_owned();
-        let renewed = self.write(Share::Service, move |connection| {
+        let renewed = self.primary.write(Share::Service, move |connection| {
             Box::pin(async move {
                 query!(
                     "UPDATE import_requests SET lease_until = now() + make_interval(secs => $4)
@@ -209,7 +209,7 @@ impl Store {
     /// As [`Store::claim_request`].
     pub async fn release_claim(&self, workspace: WorkspaceId, import: ImportId, idempotency_key: &str) -> Result<(), Error> {
         let idempotency_key = idempotency_key.to_owned();
-        let released = self.write(Share::LookUp(workspace), move |connection| {
+        let released = self.primary.write(Share::LookUp(workspace), move |connection| {
             Box::pin(async move {
                 query!(
                     "DELETE FROM import_requests
@@ -235,7 +235,7 @@ impl Store {
         // The caller of a failed import is waiting for its error, and must not wait long.
         let retry = if end.is_some() { Retry::begin().idempotent() } else { Retry::never() };
         let counts = Arc::new((Counts { imported: tally.imported, skipped: tally.skipped, failed: tally.failed }, end));
-        let ended = self.write_again(Share::Import(ids.workspace), retry, || {
+        let ended = self.primary.write_again(Share::Import(ids.workspace), retry, || {
             let counts = counts.clone();
             move |connection: &mut PgConnection| -> Working<'_, ()> {
                 Box::pin(async move { write(connection, ids, &counts.0, counts.1.as_ref()).await })

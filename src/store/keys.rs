@@ -61,7 +61,7 @@ impl Store {
             KeyOwner::User(id) => (None, Some(id.0)),
         };
         let name = name.to_owned();
-        let created = self.write(Share::Service, move |connection| {
+        let created = self.primary.write(Share::Service, move |connection| {
             Box::pin(async move {
                 query_scalar!(
                     "INSERT INTO api_keys (workspace_id, user_id, name, secret_sha256, expires_at, scope)
@@ -92,9 +92,10 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn list_keys(&self) -> Result<Vec<KeyRow>, Error> {
-        self.read(Share::Service, |connection| {
-            Box::pin(async move {
-                let keys = query!(
+        self.primary
+            .read(Share::Service, |connection| {
+                Box::pin(async move {
+                    let keys = query!(
                     "SELECT id, workspace_id, user_id, created_at, expires_at, revoked_at, name, scope FROM api_keys ORDER BY id"
                 )
                 .try_map(|row| {
@@ -115,10 +116,10 @@ impl Store {
                 })
                 .fetch_all(connection)
                 .await?;
-                Ok(keys)
+                    Ok(keys)
+                })
             })
-        })
-        .await
+            .await
     }
 
     /// Revokes a key. Revoking a revoked key changes nothing.
@@ -126,7 +127,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] when there is no such key.
     pub async fn revoke_key(&self, id: KeyId) -> Result<(), Error> {
-        let revoked = self.write(Share::Service, move |connection| {
+        let revoked = self.primary.write(Share::Service, move |connection| {
             Box::pin(async move {
                 query!("UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id.0)
                     .execute(&mut *connection)
@@ -147,7 +148,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn find_caller(&self, hash: KeyHash, workspace: Option<WorkspaceId>) -> Result<Option<Caller>, Error> {
-        self.read(Share::Service, move |connection| {
+        self.primary.read(Share::Service, move |connection| {
             Box::pin(async move {
                 // Not now(), which stands still within a transaction.
                 Ok(query!(

@@ -10,11 +10,11 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until, timeout},
@@ -75,10 +75,20 @@ pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) ->
 
 /// PostgreSQL's process behind a connection. Process ids are reused, also by another server; the
 /// start time distinguishes them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Backend {
     pub(super) pid: i32,
     pub(super) started_at: time::OffsetDateTime,
+    /// When its transaction began, if a pooler may let it work for others after that.
+    pub(super) transaction: Option<time::OffsetDateTime>,
+}
+
+impl Backend {
+    /// Its activity, if it still works for the same session or transaction.
+    fn activity(&self, activities: &Activities) -> Option<Activity> {
+        let activity = activities.get(&(self.pid, self.started_at)).copied()?;
+        (self.transaction.is_none() || self.transaction == activity.transaction).then_some(activity)
+    }
 }
 
 /// The result of the last poll.
@@ -86,23 +96,28 @@ pub(super) struct Backend {
 enum State {
     /// The database responds. `backends` is their activity at that time; `None` when the database
     /// did not report it.
-    Up { polled_at: Instant, backends: Option<Arc<HashMap<Backend, Activity>>> },
+    Up { polled_at: Instant, backends: Option<Arc<Activities>> },
     /// The database does not respond, or accepts no writes.
     Down,
 }
 
+/// The activity of each backend, by its process id and start time.
+type Activities = HashMap<(i32, time::OffsetDateTime), Activity>;
+
 /// The activity of a backend when it was polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Activity {
+    /// When its transaction began.
+    transaction: Option<time::OffsetDateTime>,
     /// False when it was waiting for its client.
     is_busy: bool,
     /// When this state began.
     since: Option<time::OffsetDateTime>,
 }
 
-/// A request to the polling task: run `statement` for `backend`.
+/// A request to the polling task: call `function` for `backend`.
 struct Signal {
-    statement: &'static str,
+    function: &'static str,
     backend: Backend,
     done: oneshot::Sender<()>,
 }
@@ -176,10 +191,10 @@ impl Link {
 
     /// Runs `work` on this backend until it ends, or until no reply can be expected: the link is
     /// down, the backend stays idle, or `limit` has passed. Once `gone` completes, the work is
-    /// cancelled in the database.
+    /// cancelled in the database. `backend` may become known while the work runs.
     pub(super) async fn watch<O>(
         &self,
-        backend: Backend,
+        backend: &OnceLock<Backend>,
         limit: Duration,
         work: impl Future<Output = O>,
         gone: impl Future<Output = ()>,
@@ -196,11 +211,11 @@ impl Link {
                 outcome = &mut work => return Watched::Ended { outcome, is_cancelled: cancel_at.is_some() },
                 changed = state.changed() => {
                     let last = state.borrow_and_update().clone();
-                    match last {
+                    match (last, backend.get()) {
                         _ if changed.is_err() => return Watched::GivenUp(away("the link is not watched")),
-                        State::Down => return Watched::GivenUp(away("the link is down")),
-                        State::Up { polled_at, backends: Some(backends) } if polled_at > started => {
-                            let activity = backends.get(&backend).copied();
+                        (State::Down, _) => return Watched::GivenUp(away("the link is down")),
+                        (State::Up { polled_at, backends: Some(backends) }, Some(backend)) if polled_at > started => {
+                            let activity = backend.activity(&backends);
                             let is_idle = activity.is_none_or(|activity| !activity.is_busy);
                             // A backend is idle for a moment between two statements. One that has
                             // been idle since the previous poll waits for a statement that was
@@ -210,13 +225,13 @@ impl Link {
                             }
                             idle_before = is_idle.then_some(activity);
                         }
-                        State::Up { .. } => idle_before = None,
+                        (State::Up { .. }, _) => idle_before = None,
                     }
                 }
                 () = sleep_until(started + limit) => return Watched::GivenUp(slow("no answer in time")),
                 () = &mut gone, if cancel_at.is_none() => cancel_at = Some(Instant::now()),
                 () = sleep_until(cancel_at.unwrap_or(started)), if cancel_at.is_some() => {
-                    self.signal("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2", backend).await;
+                    self.signal("pg_cancel_backend", backend).await;
                     // A signal that arrives between two statements cancels nothing.
                     cancel_at = Some(Instant::now() + CANCEL_INTERVAL);
                 }
@@ -226,13 +241,14 @@ impl Link {
 
     /// Terminates a backend whose connection was given up, so that it holds no locks. Returns when
     /// the signal was sent, or after [`SIGNAL_TIMEOUT`].
-    pub(super) async fn terminate(&self, backend: Backend) {
-        self.signal("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2", backend).await;
+    pub(super) async fn terminate(&self, backend: &OnceLock<Backend>) {
+        self.signal("pg_terminate_backend", backend).await;
     }
 
-    async fn signal(&self, statement: &'static str, backend: Backend) {
+    async fn signal(&self, function: &'static str, backend: &OnceLock<Backend>) {
+        let Some(&backend) = backend.get() else { return };
         let (done, sent) = oneshot::channel();
-        let signal = Signal { statement, backend, done };
+        let signal = Signal { function, backend, done };
         let sending = async {
             if self.signals.send(signal).await.is_ok() {
                 let _ = sent.await;
@@ -255,9 +271,9 @@ async fn keep_polling(link: Arc<Link>, hosts: Hosts, mut signals: mpsc::Receiver
             signal = signals.recv() => {
                 let Some(signal) = signal else { return };
                 if link.is_up() {
-                    was_lost |= !send(&mut connection, &hosts, signal.statement, signal.backend).await;
+                    was_lost |= !send(&mut connection, &hosts, signal.function, signal.backend).await;
                 } else if pending.len() < PENDING_SIGNALS_MAX {
-                    pending.push((signal.statement, signal.backend));
+                    pending.push((signal.function, signal.backend));
                 }
                 let _ = signal.done.send(());
                 continue;
@@ -286,8 +302,8 @@ async fn keep_polling(link: Arc<Link>, hosts: Hosts, mut signals: mpsc::Receiver
                     tracing::info!("the database answers again");
                 }
                 link.state.send_replace(state);
-                while let Some((statement, backend)) = pending.pop() {
-                    if !send(&mut connection, &hosts, statement, backend).await {
+                while let Some((function, backend)) = pending.pop() {
+                    if !send(&mut connection, &hosts, function, backend).await {
                         was_lost = true;
                         break;
                     }
@@ -323,9 +339,10 @@ async fn poll(connection: &mut Option<PgConnection>, hosts: &Hosts) -> Result<St
             Err(error) => return Err(error),
         },
     };
-    let statement = sqlx::query_as::<_, (bool, i32, time::OffsetDateTime, bool, Option<time::OffsetDateTime>)>(
-        "SELECT current_setting('transaction_read_only')::bool,
-             pid, backend_start, COALESCE(state, 'active') NOT LIKE 'idle%', state_change
+    // As text: a pooler that assigns a backend to each statement knows no prepared ones.
+    let statement = sqlx::raw_sql(
+        "SELECT pid, backend_start, xact_start, COALESCE(state, 'active') NOT LIKE 'idle%', state_change,
+             pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool
          FROM pg_stat_activity WHERE usename = current_user",
     );
     let rows = within(POLL_TIMEOUT, statement.fetch_all(&mut current)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
@@ -334,28 +351,44 @@ async fn poll(connection: &mut Option<PgConnection>, hosts: &Hosts) -> Result<St
         Err(refusal) if error::is_answer(&refusal) => return Ok(State::Up { polled_at, backends: None }),
         Err(error) => return Err(error),
     };
-    // The backend of this connection is always among the rows.
-    if rows.iter().any(|(is_read_only, ..)| *is_read_only) {
-        return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
+    let mut activities = Activities::with_capacity(rows.len());
+    for row in rows {
+        if !hosts.setup().takes_read_only() && row.try_get(5)? {
+            return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
+        }
+        let activity = Activity { transaction: row.try_get(2)?, is_busy: row.try_get(3)?, since: row.try_get(4)? };
+        activities.insert((row.try_get(0)?, row.try_get(1)?), activity);
     }
     *connection = Some(current);
-    let backends =
-        rows.into_iter().map(|(_, pid, started_at, is_busy, since)| (Backend { pid, started_at }, Activity { is_busy, since }));
-    Ok(State::Up { polled_at, backends: Some(Arc::new(backends.collect())) })
+    Ok(State::Up { polled_at, backends: Some(Arc::new(activities)) })
 }
 
-/// Sends a signal to a backend; false when the database did not reply.
-async fn send(connection: &mut Option<PgConnection>, hosts: &Hosts, statement: &'static str, backend: Backend) -> bool {
+/// Calls a function that signals a backend, unless it works for another transaction by now. False
+/// when the database did not reply.
+async fn send(connection: &mut Option<PgConnection>, hosts: &Hosts, function: &'static str, backend: Backend) -> bool {
     let sending = async {
         let mut sender = match connection.take() {
             Some(sender) => sender,
             None => hosts.open().await?.0,
         };
-        sqlx::query(statement).bind(backend.pid).bind(backend.started_at).execute(&mut sender).await?;
+        let same_transaction = backend.transaction.map(|began_at| format!("AND xact_start = '{}'", in_sql(began_at)));
+        let signal = format!(
+            "SELECT {function}(pid) FROM pg_stat_activity WHERE pid = {} AND backend_start = '{}' {}",
+            backend.pid,
+            in_sql(backend.started_at),
+            same_transaction.unwrap_or_default(),
+        );
+        sqlx::raw_sql(AssertSqlSafe(signal)).execute(&mut sender).await?;
         *connection = Some(sender);
         Ok::<_, sqlx::Error>(())
     };
     matches!(within(POLL_TIMEOUT, sending).await, Some(Ok(())))
+}
+
+/// A time as a constant in a statement, to the microsecond as PostgreSQL keeps it.
+fn in_sql(at: time::OffsetDateTime) -> String {
+    let at = at.to_utc();
+    format!("{} {}:{}:{}.{:06} UTC", at.date(), at.hour(), at.minute(), at.second(), at.microsecond())
 }
 
 #[cfg(test)]
@@ -364,17 +397,18 @@ mod tests {
     use std::{future::poll_fn, task::Poll};
 
     use super::*;
+    use crate::store::session::Setup;
 
     /// Each choice between two events that are there at once is made this often.
     const TIMES: usize = 20;
 
-    const BACKEND: Backend = Backend { pid: 1, started_at: time::OffsetDateTime::UNIX_EPOCH };
+    const BACKEND: Backend = Backend { pid: 1, started_at: time::OffsetDateTime::UNIX_EPOCH, transaction: None };
 
     /// A link that nobody polls.
     fn link() -> Link {
         Link {
             state: watch::Sender::new(State::Up { polled_at: Instant::now(), backends: None }),
-            hosts: Hosts::of_url("postgres://someone@127.0.0.1/dnc").unwrap(),
+            hosts: Hosts::of_url("postgres://someone@127.0.0.1/dnc", Setup::new(Duration::from_secs(1), false, true)).unwrap(),
             signals: mpsc::channel(1).0,
             replied_at: Mutex::new(Instant::now()),
         }
@@ -394,7 +428,8 @@ mod tests {
     async fn what_has_ended_is_not_given_up() {
         for _ in 0..TIMES {
             let link = link();
-            let watched = end_at_once(&link, |ended| link.watch(BACKEND, Duration::from_secs(60), ended, std::future::pending()));
+            let backend = OnceLock::from(BACKEND);
+            let watched = end_at_once(&link, |ended| link.watch(&backend, Duration::from_secs(60), ended, std::future::pending()));
             assert!(matches!(watched.await, Watched::Ended { is_cancelled: false, .. }));
             // When this is asked again, the time is over as well.
             let began = Instant::now();

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::{
     Store,
-    session::{Stop, Working},
+    replica::Source,
+    session::{Mode, Stop, Working},
     shares::Share,
 };
 use crate::domain::{Address, Error, Filter, KeyId, Kind, WorkspaceId};
@@ -105,7 +106,7 @@ impl Store {
         addresses: Arc<Vec<Address>>,
         part: Range<usize>,
     ) -> Result<Vec<EntryRow>, Error> {
-        self.read(Share::LookUp(workspace), move |connection| {
+        self.read_from(Source::Any, Mode::Read, Share::LookUp(workspace), move |connection| {
             Box::pin(async move {
                 let mut wanted: Vec<&str> = addresses[part].iter().flat_map(Address::covers).collect();
                 // Lookups in key order are faster.
@@ -177,7 +178,7 @@ impl Store {
 
     async fn page_of_all(&self, share: Share, workspace: WorkspaceId, after: &str, count: u32) -> Result<Page, Error> {
         let after = after.to_owned();
-        let entries = self.read(share, move |connection| {
+        let entries = self.read_from(Source::Any, Mode::Read, share, move |connection| {
             Box::pin(async move { read_entries(connection, workspace, &Filter::default(), after, count).await })
         });
         Ok(Page::of(entries.await?, count))
@@ -193,7 +194,7 @@ impl Store {
             // One row more than the page has shows whether there is a next page.
             let missing = count as usize + 1 - found.len();
             let (its_filter, its_after) = (filter.clone(), after);
-            let running = self.read(Share::Scan(workspace), move |connection| {
+            let running = self.read_from(Source::Any, Mode::Read, Share::Scan(workspace), move |connection| {
                 Box::pin(async move {
                     let mut query = part_of(workspace, &its_filter, its_after);
                     query.push(" ORDER BY address LIMIT ").push(count + 1);
@@ -228,16 +229,23 @@ impl Store {
     /// # Errors
     /// As [`Store::find_covers`].
     pub async fn count_entries(&self, workspace: WorkspaceId, filter: &Filter) -> Result<i64, Error> {
+        self.count_from(Source::Primary, workspace, filter).await
+    }
+
+    async fn count_from(&self, source: Source, workspace: WorkspaceId, filter: &Filter) -> Result<i64, Error> {
         if *filter == Filter::default() {
-            return self.count_all(workspace).await;
+            return self.count_all(source, workspace).await;
         }
         if filter.is_by_kind_and_reason()
-            && let Some(count) = self.count_by_reason(workspace, filter.kind, filter.reason.clone()).await?
+            && let Some(count) = self.count_by_reason(source, workspace, filter.kind, filter.reason.clone()).await?
         {
             return Ok(count);
         }
         let filter = filter.clone();
-        self.scan(workspace, move |connection| Box::pin(async move { count_matching(connection, workspace, &filter).await })).await
+        let count = self.read_from(source, Mode::Scan, Share::Scan(workspace), move |connection| {
+            Box::pin(async move { count_matching(connection, workspace, &filter).await })
+        });
+        count.await
     }
 
     /// As [`Store::count_entries`], but `None` if a long list cannot be counted in
@@ -246,8 +254,8 @@ impl Store {
     /// # Errors
     /// As [`Store::find_covers`].
     pub async fn count_in_time(&self, workspace: WorkspaceId, filter: &Filter) -> Result<Option<i64>, Error> {
-        if filter.is_by_kind_and_reason() || self.count_all(workspace).await? <= ALWAYS_COUNTED_ENTRIES {
-            return self.count_entries(workspace, filter).await.map(Some);
+        if filter.is_by_kind_and_reason() || self.count_all(Source::Any, workspace).await? <= ALWAYS_COUNTED_ENTRIES {
+            return self.count_from(Source::Any, workspace, filter).await.map(Some);
         }
         let filter = filter.clone();
         let counting = self.scan_within(COUNT_TIME_MAX, workspace, move |connection| {
@@ -256,20 +264,25 @@ impl Store {
         counting.await
     }
 
-    /// As [`Store::scan`], but `None` if a statement of `work` takes longer than `limit`.
+    /// Runs `work` as [`Mode::Scan`]; `None` if a statement of it takes longer than `limit`.
     async fn scan_within<T, W>(&self, limit: Duration, workspace: WorkspaceId, work: W) -> Result<Option<T>, Error>
     where
         T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
+        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Clone + Send + 'static,
     {
-        let scanned = self.scan(workspace, move |connection| {
-            Box::pin(async move {
-                let mut query = QueryBuilder::new("SET LOCAL statement_timeout = ");
-                query.push(limit.as_millis());
-                query.build().execute(&mut *connection).await?;
-                work(connection).await
-            })
-        });
+        let scanned = self.read_from(
+            Source::Any,
+            Mode::Scan,
+            Share::Scan(workspace),
+            move |connection: &mut PgConnection| -> Working<'_, T> {
+                Box::pin(async move {
+                    let mut query = QueryBuilder::new("SET LOCAL statement_timeout = ");
+                    query.push(limit.as_millis());
+                    query.build().execute(&mut *connection).await?;
+                    work(connection).await
+                })
+            },
+        );
         match scanned.await {
             Ok(done) => Ok(Some(done)),
             Err(Error::Timeout { .. }) => Ok(None),
@@ -282,13 +295,14 @@ impl Store {
     /// # Errors
     /// As [`Store::find_covers`].
     pub async fn count_named(&self, workspace: WorkspaceId, addresses: Vec<Address>) -> Result<i64, Error> {
-        self.read(Share::LookUp(workspace), move |connection| {
-            Box::pin(async move {
-                let addresses: Vec<&str> = addresses.iter().map(Address::as_str).collect();
-                Ok(count_present(connection, workspace, &addresses).await?)
+        self.primary
+            .read(Share::LookUp(workspace), move |connection| {
+                Box::pin(async move {
+                    let addresses: Vec<&str> = addresses.iter().map(Address::as_str).collect();
+                    Ok(count_present(connection, workspace, &addresses).await?)
+                })
             })
-        })
-        .await
+            .await
     }
 
     /// The secret from which the key of page tokens is derived. It is the same on every server.
@@ -297,7 +311,7 @@ impl Store {
     /// As [`Store::find_covers`].
     pub async fn page_token_secret(&self) -> Result<&[u8], Error> {
         let secret = self.page_token_secret.get_or_try_init(|| {
-            self.read(Share::Service, |connection| {
+            self.primary.read(Share::Service, |connection| {
                 Box::pin(async move {
                     Ok(query_scalar!("SELECT secret FROM secrets WHERE name = 'page_token'").fetch_one(connection).await?)
                 })

@@ -64,7 +64,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn list_imports(&self, workspace: Option<WorkspaceId>, count: u32) -> Result<Vec<ImportRow>, Error> {
-        let read = self.run(Mode::Scan, workspace.map_or(Share::Service, Share::LookUp), move |connection| {
+        let read = self.primary.run(Mode::Scan, workspace.map_or(Share::Service, Share::LookUp), move |connection| {
             Box::pin(async move {
                 // The ids are UUIDs of version 7, so they sort by time.
                 Ok(query!(
@@ -95,7 +95,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] and [`Error::Timeout`].
     pub async fn list_deletions(&self, workspace: Option<WorkspaceId>, count: u32) -> Result<Vec<DeletionRow>, Error> {
-        let read = self.run(Mode::Scan, workspace.map_or(Share::Service, Share::LookUp), move |connection| {
+        let read = self.primary.run(Mode::Scan, workspace.map_or(Share::Service, Share::LookUp), move |connection| {
             Box::pin(async move {
                 Ok(query!(
                     "SELECT workspace_id, id, key_id, started_at, deleted, named, filter_type, filter_reason, filter_search,

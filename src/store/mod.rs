@@ -2,12 +2,13 @@
 //!
 //! Every statement on the table `entries` names exactly one workspace. A statement that names
 //! addresses is one lookup by key for each of them, and a page is a scan along the key. The shape
-//! of the statements and the settings of the session (`PLANNER`) leave the planner no other plan,
+//! of the statements and the settings of the session (`session`) leave the planner no other plan,
 //! whatever its statistics say about a table that has just been filled. Queries are checked against
 //! the migrations at compile time. The results of that check are in `.sqlx`, so a build needs no
 //! database.
 
 mod counts;
+mod database;
 mod deletions;
 mod distribution;
 mod entries;
@@ -18,6 +19,7 @@ mod keys;
 mod link;
 mod lists;
 mod logs;
+mod replica;
 mod retention;
 mod session;
 mod shares;
@@ -26,20 +28,19 @@ mod tenants;
 
 use std::{sync::Arc, time::Duration};
 
-use deadpool::managed::Pool;
 use sqlx::{
     ConnectOptions, Connection, PgConnection,
     migrate::{Migrate, Migrator},
     postgres::PgPoolOptions,
 };
 use tokio::{sync::OnceCell, time::timeout};
-use tokio_util::task::AbortOnDropHandle;
 
 use self::{
+    database::Database,
     hosts::Hosts,
-    link::Link,
-    session::{Sessions, Stop},
-    shares::{Share, Shares},
+    replica::Replica,
+    session::{Setup, Stop},
+    shares::Share,
 };
 
 pub use counts::{ReasonCount, Summary};
@@ -53,19 +54,6 @@ pub use tenants::{UserRow, WorkspaceRow};
 
 use crate::{domain::Error, telemetry::metrics::DatabaseLevels};
 
-/// Settings of the planner for each session. Statistics lag behind: a workspace that was just
-/// imported seems to have one row, and a table that was just filled seems empty, so a scan or a
-/// sort of the whole table seems cheap.
-const PLANNER: [(&str, &str); 4] = [
-    ("enable_seqscan", "off"),
-    ("enable_sort", "off"),
-    // Each of these statements has one sensible plan, so planning it for each call gains nothing.
-    ("plan_cache_mode", "force_generic_plan"),
-    // The planner assigns a disabled plan such a high cost that compiling the statement would seem
-    // to pay.
-    ("jit", "off"),
-];
-
 static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// How to reach the database.
@@ -73,7 +61,15 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 pub struct StoreOptions {
     /// A `postgres://` URL. It may name several servers, of which one takes writes.
     pub url: String,
-    /// The largest number of connections; at least 4.
+    /// The URL at which migrations are applied and tables distributed, if that is another one.
+    pub migrate_url: Option<String>,
+    /// True if `url`, and that of the replica, lead to a pooler that assigns a connection of its
+    /// own to each transaction.
+    pub is_pooled: bool,
+    /// A replica that answers reads of the list.
+    pub replica: Option<ReplicaOptions>,
+    /// The largest number of connections to the database, and as many again to the replica; at
+    /// least 4.
     pub connections_max: u32,
     /// How long a call waits for a connection before the database is reported as unavailable.
     pub connect_timeout: Duration,
@@ -81,62 +77,58 @@ pub struct StoreOptions {
     pub statement_timeout: Duration,
 }
 
+/// How to reach a replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaOptions {
+    /// A `postgres://` URL of one server.
+    pub url: String,
+    /// While it lags behind by more than this, the primary answers.
+    pub lag_max: Duration,
+}
+
 /// A handle to the database. Cheap to clone; all clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: Pool<Sessions>,
-    link: Arc<Link>,
-    shares: Arc<Shares>,
-    hosts: Hosts,
-    /// How long work waits for a connection before the database is reported as unavailable.
+    primary: Database,
+    replica: Option<Arc<Replica>>,
+    /// The servers that are connected to directly, for migrations.
+    direct: Hosts,
     connect_timeout: Duration,
-    /// The time limit of work on its connection.
-    work_timeout: Duration,
     page_token_secret: Arc<OnceCell<Vec<u8>>>,
     is_distributed: Arc<OnceCell<bool>>,
-    _watching: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Store {
     /// Prepares the connections without opening one, so that a server can start before its
-    /// database. Must be called on a tokio runtime, where it starts a task that watches the link to
-    /// the database.
+    /// database. Must be called on a tokio runtime, where it starts tasks that watch the database.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the URL is malformed.
+    /// [`Error::Invalid`] when a URL is malformed.
     pub fn new(options: &StoreOptions) -> Result<Self, Error> {
-        let hosts = Hosts::of_url(&options.url)?.with(|options| {
-            // The text of a statement belongs into no log. And asking whether it would be logged,
-            // as sqlx does, confuses filters that belong to one layer (`telemetry`).
-            options.application_name("dnc").disable_statement_logging()
-        });
-        let statement_timeout_millis = options.statement_timeout.as_millis().to_string();
-        let limited = hosts.with(|options| {
-            options.options(PLANNER).options([
-                ("statement_timeout", statement_timeout_millis.as_str()),
-                // These release the locks of a server that is gone: the database ends a session
-                // whose link is dead.
-                ("idle_in_transaction_session_timeout", "10s"),
-                ("tcp_keepalives_idle", "5"),
-                ("tcp_keepalives_interval", "2"),
-                ("tcp_keepalives_count", "3"),
-                ("tcp_user_timeout", "10s"),
-            ])
-        });
-        let connections_max = options.connections_max.max(4) as usize;
-        let (link, watching) = Link::start(limited.clone());
-        // One connection is for the link.
-        let pool = session::pool(Sessions { hosts: limited, link: link.clone() }, connections_max - 1)?;
+        let database = |url: &str, needs_writes| {
+            let hosts = Hosts::of_url(url, Setup::new(options.statement_timeout, options.is_pooled, needs_writes))?;
+            if !needs_writes && hosts.count() > 1 {
+                // Its lag is measured on one connection, and must be that of all.
+                return Err(Error::invalid("read-database-url", "The URL of the replica must name one server."));
+            }
+            Database::of(hosts, options.connections_max, options.connect_timeout, options.statement_timeout)
+        };
+        let primary = database(&options.url, true)?;
+        let replica = match &options.replica {
+            Some(replica) => {
+                let database = database(&replica.url, false)?;
+                Some(Arc::new(Replica::of(database, primary.clone(), replica.lag_max)))
+            }
+            None => None,
+        };
+        let direct = options.migrate_url.as_ref().unwrap_or(&options.url);
         Ok(Self {
-            pool,
-            link,
-            shares: Arc::new(Shares::of(connections_max)),
-            hosts,
+            primary,
+            replica,
+            direct: Hosts::of_url(direct, Setup::new(options.statement_timeout, false, true))?,
             connect_timeout: options.connect_timeout,
-            work_timeout: session::work_timeout(options.statement_timeout),
             page_token_secret: Arc::default(),
             is_distributed: Arc::default(),
-            _watching: Arc::new(watching),
         })
     }
 
@@ -149,7 +141,7 @@ impl Store {
         // A separate connection, because a migration of a large table may take longer than the time
         // limit of a statement.
         let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(self.connect_timeout);
-        let writable = timeout(self.connect_timeout, self.hosts.writable());
+        let writable = timeout(self.connect_timeout, self.direct.writable());
         let writable = writable.await.map_err(|_| error::away("no connection in time"))?.map_err(error::from_sqlx)?;
         let pool = pool.connect_with(writable).await.map_err(error::from_sqlx)?;
         MIGRATOR.run(&pool).await.map_err(error::from_migrate)?;
@@ -164,33 +156,36 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] when the database cannot be reached or accepts no writes.
     pub async fn pending_migrations(&self) -> Result<usize, Error> {
-        self.read(Share::Service, |connection| {
-            Box::pin(async move {
-                let exists: bool =
-                    sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
-                if !exists {
-                    return Ok(MIGRATOR.iter().count());
-                }
-                let applied = connection
-                    .list_applied_migrations(&MIGRATOR.table_name)
-                    .await
-                    .map_err(|error| Stop::Refused(error::from_migrate(error)))?;
-                Ok(MIGRATOR.iter().filter(|known| !applied.iter().any(|done| done.version == known.version)).count())
+        self.primary
+            .read(Share::Service, |connection| {
+                Box::pin(async move {
+                    let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+                        .fetch_one(&mut *connection)
+                        .await?;
+                    if !exists {
+                        return Ok(MIGRATOR.iter().count());
+                    }
+                    let applied = connection
+                        .list_applied_migrations(&MIGRATOR.table_name)
+                        .await
+                        .map_err(|error| Stop::Refused(error::from_migrate(error)))?;
+                    Ok(MIGRATOR.iter().filter(|known| !applied.iter().any(|done| done.version == known.version)).count())
+                })
             })
-        })
-        .await
+            .await
     }
 
-    /// The use of the connections, and whether the database answers.
+    /// The use of the connections, whether the database answers, and the lag of the replica.
     pub fn levels(&self) -> DatabaseLevels {
-        let pool = self.pool.status();
-        let idle = pool.available.min(pool.size);
-        DatabaseLevels { busy: pool.size - idle, idle, max: pool.max_size, is_up: self.link.is_up() }
+        let (busy, idle, max) = self.primary.connections();
+        let replica_lag = self.replica.as_ref().map(|replica| replica.lag());
+        let replica_lag_secs = replica_lag.map(|lag| lag.map_or(f64::INFINITY, |lag| lag.as_secs_f64()));
+        DatabaseLevels { busy, idle, max, is_up: self.primary.is_up(), replica_lag_secs }
     }
 
     /// False while the database is known not to respond.
     pub fn is_reachable(&self) -> bool {
-        self.link.is_up()
+        self.primary.is_up()
     }
 
     /// Opens and closes one connection, so that a database which cannot be reached is reported with
@@ -203,13 +198,18 @@ impl Store {
     }
 
     async fn connect_once(&self) -> Result<PgConnection, Error> {
-        let opening = timeout(self.connect_timeout, async { self.hosts.writable().await?.connect().await });
+        let opening = timeout(self.connect_timeout, async { self.direct.writable().await?.connect().await });
         opening.await.map_err(|_| error::away("no connection in time"))?.map_err(error::from_sqlx)
     }
 
     /// Closes the idle connections now, and the others when their work is done. Takes at most a
     /// second, even if the database does not respond.
     pub async fn close(&self) {
-        session::close(&self.pool).await;
+        let closing_replica = async {
+            if let Some(replica) = &self.replica {
+                replica.close().await;
+            }
+        };
+        tokio::join!(self.primary.close(), closing_replica);
     }
 }

@@ -66,7 +66,7 @@ impl Store {
             }
             let mut after = i64::MIN;
             loop {
-                let step = self.write(Share::Service, move |connection| -> Working<'_, Step> {
+                let step = self.primary.write(Share::Service, move |connection| -> Working<'_, Step> {
                     Box::pin(async move { Ok(delete(connection, table, after, before).await?) })
                 });
                 let step = step.await?;
@@ -86,12 +86,12 @@ impl Store {
     /// Deletes the old rows of each workspace in a statement of its own: with Citus, each may be on
     /// another server.
     async fn clear_by_workspace(&self, table: Table, before: OffsetDateTime) -> Result<u64, Error> {
-        let workspaces = self.read(Share::Service, |connection| {
+        let workspaces = self.primary.read(Share::Service, |connection| {
             Box::pin(async move { Ok(query_scalar!("SELECT id FROM workspaces ORDER BY id").fetch_all(connection).await?) })
         });
         let mut deleted = 0;
         for workspace in workspaces.await? {
-            let done = self.write(Share::Service, move |connection| -> Working<'_, u64> {
+            let done = self.primary.write(Share::Service, move |connection| -> Working<'_, u64> {
                 Box::pin(async move { Ok(delete_of(connection, table, workspace, before).await?) })
             });
             deleted += done.await?;

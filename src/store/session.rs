@@ -1,11 +1,5 @@
-//! Connections and the work on them. After work, a connection is idle and outside of a transaction,
-//! or it is closed.
-//!
-//! A call may be cancelled at every `await`, and a future that is dropped in the middle of a
-//! statement leaves its connection in an unknown state. So work on a connection runs in a task of
-//! its own ([`Store::run`]), which the caller awaits but does not own. The task ends in one of two
-//! ways: the database has replied to everything that was sent, or the connection is closed. `link`
-//! decides when a reply is no longer expected.
+//! Connections, the modes of work on them, and how a piece of work begins and ends. `database` runs
+//! it.
 //!
 //! sqlx's own pool and `begin` are not used: when a future is dropped, both leave work to the next
 //! user of the connection.
@@ -13,35 +7,29 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use deadpool::managed::{Manager, Metrics as PoolMetrics, Object, Pool, RecycleError, RecycleResult};
+use deadpool::managed::{Manager, Metrics as PoolMetrics, Pool, RecycleError, RecycleResult};
 use futures_util::{FutureExt, future::BoxFuture};
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row, postgres::PgConnectOptions};
 use tokio::{
     sync::oneshot,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tracing::Instrument;
 
 use super::{
-    Store,
     error::{self, from_sqlx},
     hosts::Hosts,
-    link::{Backend, Link, Watched, within},
-    shares::{Share, Slot},
+    link::{Backend, Link, within},
     sockets,
 };
-use crate::{
-    domain::{Error, WorkspaceId},
-    telemetry::metrics,
-};
+use crate::{domain::Error, telemetry::metrics};
 
 /// A connection that was used this recently is taken to be alive. A ping each time would double the
 /// cost of a small statement.
@@ -54,46 +42,164 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// itself; this limit is for what it does not end, such as a COMMIT that waits for a replica.
 const WORK_MARGIN: Duration = Duration::from_secs(5);
 
-/// How long a statement continues after its caller is gone. Most end by themselves in this time,
-/// and cancelling one costs a connection.
-const CANCEL_AFTER: Duration = Duration::from_millis(200);
+/// Settings of the planner for each session. Statistics lag behind: a workspace that was just
+/// imported seems to have one row, and a table that was just filled seems empty, so a scan or a
+/// sort of the whole table seems cheap.
+const PLANNER: [(&str, &str); 4] = [
+    ("enable_seqscan", "off"),
+    ("enable_sort", "off"),
+    // Each of these statements has one sensible plan, so planning it for each call gains nothing.
+    ("plan_cache_mode", "force_generic_plan"),
+    // The planner assigns a disabled plan such a high cost that compiling the statement would seem
+    // to pay.
+    ("jit", "off"),
+];
 
-/// Begins a transaction in which the planner chooses freely and plans with the actual values. It
-/// reverts the settings of `super::PLANNER`, except for `jit`.
-const BEGIN_SCAN: &str = "BEGIN READ ONLY; SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on;
-    SET LOCAL plan_cache_mode = force_custom_plan";
+/// What [`Mode::Scan`] sets instead: the planner chooses freely, and plans with the actual values.
+const SCAN: [(&str, &str); 3] = [("enable_seqscan", "on"), ("enable_sort", "on"), ("plan_cache_mode", "force_custom_plan")];
+
+/// These release the locks of a server that is gone: the database ends a session whose link is
+/// dead.
+const KEEPALIVE: [(&str, &str); 5] = [
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "10s"),
+];
+
+/// Forgets the prepared statements of the backend's last user. sqlx names them, also those that it
+/// does not keep, and two users give the same names. Some poolers translate the names, but not all.
+const FORGET: &str = "DEALLOCATE ALL; ";
+
+/// The texts with which connections and transactions begin.
+#[derive(Debug)]
+pub(super) struct Setup {
+    /// True if a pooler assigns a connection of its own to each transaction. Settings then last for
+    /// one transaction, and every piece of work is one.
+    is_pooled: bool,
+    /// False for a replica.
+    needs_writes: bool,
+    open: String,
+    begin_read: String,
+    begin_scan: String,
+    begin_write: String,
+}
+
+impl Setup {
+    /// For statements that the database ends after `statement_timeout`.
+    pub(super) fn new(statement_timeout: Duration, is_pooled: bool, needs_writes: bool) -> Self {
+        let statement_timeout = statement_timeout.as_millis().to_string();
+        let common = || PLANNER.into_iter().chain([("statement_timeout", statement_timeout.as_str()), KEEPALIVE[0]]);
+        let set = |command: &str, settings: &mut dyn Iterator<Item = (&str, &str)>| {
+            settings.map(|(name, value)| format!("{command} {name} = '{value}'; ")).collect::<String>()
+        };
+        if is_pooled {
+            let (common, scan) = (set("SET LOCAL", &mut common()), set("SET LOCAL", &mut SCAN.into_iter()));
+            let identity = identity(true);
+            return Self {
+                is_pooled,
+                needs_writes,
+                open: identity.clone(),
+                begin_read: format!("BEGIN READ ONLY; {FORGET}{common}{identity}"),
+                begin_scan: format!("BEGIN READ ONLY; {FORGET}{common}{scan}{identity}"),
+                begin_write: format!("BEGIN; {FORGET}{common}{identity}"),
+            };
+        }
+        Self {
+            is_pooled,
+            needs_writes,
+            open: set("SET", &mut common().chain(KEEPALIVE.into_iter().skip(1))) + &identity(false),
+            begin_read: String::new(),
+            begin_scan: format!("BEGIN READ ONLY; {}", set("SET LOCAL", &mut SCAN.into_iter())),
+            begin_write: "BEGIN".to_owned(),
+        }
+    }
+
+    /// Opens a connection and identifies its backend.
+    ///
+    /// # Errors
+    /// Also when the database accepts no writes and must: a replica that lags behind must not
+    /// answer a check.
+    pub(super) async fn open(&self, options: &PgConnectOptions) -> Result<(PgConnection, Backend), sqlx::Error> {
+        let mut connection = PgConnection::connect_with(options).await?;
+        sockets::give_up_dead_peers(options.get_port());
+        let backend = self.identify(&mut connection, &self.open).await?;
+        Ok((connection, backend))
+    }
+
+    /// `options`, with what this setup needs of the driver.
+    pub(super) fn driver_options(&self, options: PgConnectOptions) -> PgConnectOptions {
+        // The text of a statement belongs into no log. And asking whether it would be logged, as
+        // sqlx does, confuses filters that belong to one layer (`telemetry`). Poolers know no
+        // `extra_float_digits`, and there are no floats.
+        let options = options.application_name("dnc").disable_statement_logging().extra_float_digits(None);
+        if self.is_pooled { options.statement_cache_capacity(0) } else { options }
+    }
+
+    /// True if a database that accepts no writes will do.
+    pub(super) fn takes_read_only(&self) -> bool {
+        !self.needs_writes
+    }
+
+    /// The backend that works for this connection until the end of a transaction.
+    pub(super) fn backend_of_session(&self, backend: Backend) -> Option<Backend> {
+        (!self.is_pooled).then_some(backend)
+    }
+
+    /// Begins work of this mode. Returns the backend if it is another one for each transaction.
+    async fn begin(&self, connection: &mut PgConnection, mode: Mode) -> Result<Option<Backend>, sqlx::Error> {
+        let text = match mode {
+            Mode::Read => &self.begin_read,
+            Mode::Scan => &self.begin_scan,
+            Mode::Write => &self.begin_write,
+        };
+        if self.is_pooled {
+            return self.identify(connection, text).await.map(Some);
+        }
+        if !text.is_empty() {
+            sqlx::raw_sql(AssertSqlSafe(text.as_str())).execute(connection).await?;
+        }
+        Ok(None)
+    }
+
+    /// True if work of this mode ends with COMMIT or ROLLBACK.
+    fn is_transaction(&self, mode: Mode) -> bool {
+        self.is_pooled || mode != Mode::Read
+    }
+
+    /// Runs statements of which the last one is [`identity`].
+    async fn identify(&self, connection: &mut PgConnection, text: &str) -> Result<Backend, sqlx::Error> {
+        let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(connection).await?;
+        let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
+        if self.needs_writes && row.try_get(3)? {
+            return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
+        }
+        let transaction = if self.is_pooled { row.try_get(2)? } else { None };
+        Ok(Backend { pid: row.try_get(0)?, started_at: row.try_get(1)?, transaction })
+    }
+}
+
+/// A statement that identifies the backend, reports whether it accepts no writes, and makes it wait
+/// at COMMIT until the data are durable. A reply promises that, whatever the server's default is.
+fn identity(is_local: bool) -> String {
+    format!(
+        "SELECT pid, backend_start, xact_start, pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool,
+             CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', {is_local}) END
+         FROM pg_stat_get_activity(pg_backend_pid())"
+    )
+}
 
 /// A connection and its backend.
 #[derive(Debug)]
 pub(super) struct Session {
-    connection: PgConnection,
-    backend: Backend,
-    generation: u64,
-    used_at: Instant,
+    pub(super) connection: PgConnection,
+    /// `None` if each transaction has another one.
+    pub(super) backend: Option<Backend>,
+    pub(super) generation: u64,
+    pub(super) used_at: Instant,
     /// False while work runs on it, and permanently if that work did not end in a known state.
-    is_idle: bool,
-}
-
-/// Opens a connection and identifies its backend.
-///
-/// # Errors
-/// Also when the database accepts no writes: a replica that lags behind must not answer a check.
-pub(super) async fn open(options: &PgConnectOptions) -> Result<(PgConnection, Backend), sqlx::Error> {
-    let mut connection = PgConnection::connect_with(options).await?;
-    sockets::give_up_dead_peers(options.get_port());
-    // A reply promises durable data, whatever the server's default is.
-    let (pid, started_at, is_read_only, _): (i32, time::OffsetDateTime, bool, Option<String>) = sqlx::query_as(
-        "SELECT pid, backend_start, current_setting('transaction_read_only')::bool,
-             CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
-         FROM pg_stat_activity WHERE pid = pg_backend_pid()",
-    )
-    .persistent(false)
-    .fetch_one(&mut connection)
-    .await?;
-    if is_read_only {
-        return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
-    }
-    Ok((connection, Backend { pid, started_at }))
+    pub(super) is_idle: bool,
 }
 
 /// Opens sessions for the pool, and tests those that are reused.
@@ -112,6 +218,7 @@ impl Manager for Sessions {
         // silent, too.
         let generation = self.link.generation();
         let (connection, backend) = self.hosts.open().await?;
+        let backend = self.hosts.setup().backend_of_session(backend);
         Ok(Session { connection, backend, generation, used_at: Instant::now(), is_idle: true })
     }
 
@@ -220,7 +327,7 @@ impl Retry {
         Self { is_idempotent: true, ..self }
     }
 
-    fn allows(&self, repeat: Repeat) -> bool {
+    pub(super) fn allows(&self, repeat: Repeat) -> bool {
         match repeat {
             Repeat::Safe => true,
             Repeat::OutcomeUnknown => self.is_idempotent,
@@ -260,8 +367,8 @@ pub(super) type Working<'c, T> = BoxFuture<'c, Result<T, Stop>>;
 /// that waits for one does not begin.
 #[derive(Debug)]
 pub(super) struct Running<T> {
-    answer: oneshot::Receiver<Result<T, Failed>>,
-    task: JoinHandle<()>,
+    pub(super) answer: oneshot::Receiver<Result<T, Failed>>,
+    pub(super) task: JoinHandle<()>,
 }
 
 impl<T> Running<T> {
@@ -281,165 +388,10 @@ impl<T> Future for Running<T> {
     }
 }
 
-impl Store {
-    /// Runs `work` outside of a transaction.
-    pub(super) fn read<T, W>(&self, share: Share, work: W) -> impl Future<Output = Result<T, Error>> + Send + use<T, W>
-    where
-        T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
-    {
-        let running = self.run(Mode::Read, share, work);
-        async move { Ok(running.await?) }
-    }
-
-    /// Runs `work` in a transaction whose statements are planned by the statistics
-    /// ([`Mode::Scan`]).
-    pub(super) fn scan<T, W>(&self, workspace: WorkspaceId, work: W) -> impl Future<Output = Result<T, Error>> + Send + use<T, W>
-    where
-        T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
-    {
-        let running = self.run(Mode::Scan, Share::Scan(workspace), work);
-        async move { Ok(running.await?) }
-    }
-
-    /// Runs `work` in a transaction, which is committed if the work succeeds.
-    pub(super) fn write<T, W>(&self, share: Share, work: W) -> Running<T>
-    where
-        T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
-    {
-        self.run(Mode::Write, share, work)
-    }
-
-    /// As [`Store::write`], with further attempts while `retry` allows them. `make` creates the
-    /// work of each attempt.
-    pub(super) async fn write_again<T, W>(&self, share: Share, mut retry: Retry, mut make: impl FnMut() -> W) -> Result<T, Failed>
-    where
-        T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
-    {
-        loop {
-            match self.write(share, make()).await {
-                Err(failed) if retry.allows(failed.repeat) && retry.pause().await => {}
-                ended => return ended,
-            }
-        }
-    }
-
-    /// Runs `work` in this mode, in a task of its own.
-    pub(super) fn run<T, W>(&self, mode: Mode, share: Share, work: W) -> Running<T>
-    where
-        T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
-    {
-        let (reply, answer) = oneshot::channel();
-        let store = self.clone();
-        let task = tokio::spawn(async move { store.run_in_task(mode, share, work, reply).await }.in_current_span());
-        Running { answer, task }
-    }
-
-    async fn run_in_task<T, W>(self, mode: Mode, share: Share, work: W, mut reply: oneshot::Sender<Result<T, Failed>>)
-    where
-        T: Send + 'static,
-        W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
-    {
-        let asked_at = std::time::Instant::now();
-        // Nothing has begun yet, so nothing is lost if the caller is gone.
-        let ready = tokio::select! {
-            biased;
-            () = reply.closed() => return,
-            ready = self.acquire(share) => ready,
-        };
-        metrics::waited_for_database(asked_at);
-        let (slot, mut session) = match ready {
-            Ok(ready) => ready,
-            Err(error) => {
-                let _ = reply.send(Err(Failed { error, repeat: Repeat::Safe }));
-                return;
-            }
-        };
-        session.is_idle = false;
-        let backend = session.backend;
-        let is_committing = AtomicBool::new(false);
-        let span = tracing::debug_span!("statement", ?mode);
-        let running = work_on(&mut session.connection, mode, work, &is_committing).instrument(span);
-        let gone = async {
-            match mode {
-                Mode::Read | Mode::Scan => {
-                    reply.closed().await;
-                    sleep(CANCEL_AFTER).await;
-                }
-                Mode::Write => std::future::pending().await,
-            }
-        };
-        let began_at = std::time::Instant::now();
-        let watched = self.link.watch(backend, self.work_timeout, running, gone).await;
-        metrics::worked_on_database(mode.into(), began_at);
-        match watched {
-            Watched::Ended { outcome, is_cancelled } => {
-                let is_known = match &outcome {
-                    Ok(_) | Err(WorkError { is_connection_usable: true, .. }) => !is_cancelled,
-                    Err(_) => false,
-                };
-                let answer = |outcome: Result<T, WorkError>| {
-                    outcome.map_err(|error| error.into_failed(is_committing.load(Ordering::Relaxed)))
-                };
-                if is_known {
-                    self.link.record_reply();
-                    session.is_idle = true;
-                    session.used_at = Instant::now();
-                    // Returned before the reply, so that the caller's next statement finds the
-                    // connection.
-                    drop(session);
-                    drop(slot);
-                    let _ = reply.send(answer(outcome));
-                } else {
-                    if outcome.as_ref().is_err_and(|error| error::is_read_only(&error.stop)) {
-                        // The other connections are read-only, too: another database accepts writes
-                        // now.
-                        self.link.retire(session.generation);
-                    }
-                    drop(Object::take(session));
-                    let _ = reply.send(answer(outcome));
-                    // The connection may be closed on this side only. The slot is held until the
-                    // statement is terminated, so that it does not run beside the next one.
-                    self.link.terminate(backend).await;
-                    drop(slot);
-                }
-            }
-            Watched::GivenUp(error) => {
-                let failed = match is_committing.load(Ordering::Relaxed) {
-                    true => Failed { error: error::of_unknown_outcome(error), repeat: Repeat::OutcomeUnknown },
-                    false => Failed { error, repeat: Repeat::Safe },
-                };
-                // The socket is closed here. The caller need not wait until the database has
-                // noticed, but the slot must.
-                drop(Object::take(session));
-                let _ = reply.send(Err(failed));
-                self.link.terminate(backend).await;
-                drop(slot);
-            }
-        }
-    }
-
-    /// Waits for a slot of this share, then for a connection.
-    async fn acquire(&self, share: Share) -> Result<(Slot, Object<Sessions>), Error> {
-        self.link
-            .unless_down(async {
-                let slot = self.shares.acquire(share).await?;
-                let session =
-                    within(self.connect_timeout, self.pool.get()).await.ok_or_else(|| error::away("no connection in time"))?;
-                Ok((slot, session.map_err(error::from_pool)?))
-            })
-            .await
-    }
-}
-
 /// The error of a piece of work, and whether its connection can be reused.
-struct WorkError {
-    stop: Stop,
-    is_connection_usable: bool,
+pub(super) struct WorkError {
+    pub(super) stop: Stop,
+    pub(super) is_connection_usable: bool,
 }
 
 impl WorkError {
@@ -452,7 +404,7 @@ impl WorkError {
         Self { stop, is_connection_usable }
     }
 
-    fn into_failed(self, is_committing: bool) -> Failed {
+    pub(super) fn into_failed(self, is_committing: bool) -> Failed {
         match self.stop {
             Stop::Refused(error) => Failed { error, repeat: Repeat::Pointless },
             Stop::Database(error) => {
@@ -469,18 +421,26 @@ impl WorkError {
     }
 }
 
-/// Runs the work to its end, in a transaction unless the mode is [`Mode::Read`].
-async fn work_on<T, W>(connection: &mut PgConnection, mode: Mode, work: W, is_committing: &AtomicBool) -> Result<T, WorkError>
+/// Runs the work to its end, in a transaction if the setup needs one. `backend` gets the backend
+/// that works for it, unless it has it.
+pub(super) async fn work_on<T, W>(
+    connection: &mut PgConnection,
+    setup: &Setup,
+    mode: Mode,
+    work: W,
+    backend: &OnceLock<Backend>,
+    is_committing: &AtomicBool,
+) -> Result<T, WorkError>
 where
     W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
 {
-    let begin = match mode {
-        Mode::Read => return work(connection).await.map_err(|stop| WorkError::of(stop, true)),
-        Mode::Scan => BEGIN_SCAN,
-        Mode::Write => "BEGIN",
-    };
     let lost = |error| WorkError { stop: Stop::Database(error), is_connection_usable: false };
-    sqlx::raw_sql(begin).execute(&mut *connection).await.map_err(lost)?;
+    if let Some(its_backend) = setup.begin(connection, mode).await.map_err(lost)? {
+        let _ = backend.set(its_backend);
+    }
+    if !setup.is_transaction(mode) {
+        return work(connection).await.map_err(|stop| WorkError::of(stop, true));
+    }
     match work(&mut *connection).await {
         Ok(done) => {
             is_committing.store(true, Ordering::Relaxed);

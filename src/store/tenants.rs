@@ -37,7 +37,7 @@ impl Store {
     /// [`Error::Unavailable`] and [`Error::Timeout`], as everywhere below.
     pub async fn create_workspace(&self, name: &str) -> Result<WorkspaceId, Error> {
         let name = name.to_owned();
-        let created = self.write(Share::Service, move |connection| {
+        let created = self.primary.write(Share::Service, move |connection| {
             Box::pin(async move {
                 let id =
                     query_scalar!("INSERT INTO workspaces (name) VALUES ($1) RETURNING id", name).fetch_one(connection).await?;
@@ -52,15 +52,16 @@ impl Store {
     /// # Errors
     /// As [`Store::create_workspace`].
     pub async fn list_workspaces(&self) -> Result<Vec<WorkspaceRow>, Error> {
-        self.read(Share::Service, |connection| {
-            Box::pin(async move {
-                Ok(query!("SELECT id, created_at, name FROM workspaces ORDER BY id")
-                    .map(|row| WorkspaceRow { id: WorkspaceId(row.id), created_at: row.created_at, name: row.name })
-                    .fetch_all(connection)
-                    .await?)
+        self.primary
+            .read(Share::Service, |connection| {
+                Box::pin(async move {
+                    Ok(query!("SELECT id, created_at, name FROM workspaces ORDER BY id")
+                        .map(|row| WorkspaceRow { id: WorkspaceId(row.id), created_at: row.created_at, name: row.name })
+                        .fetch_all(connection)
+                        .await?)
+                })
             })
-        })
-        .await
+            .await
     }
 
     /// Creates a user who is a member of these workspaces.
@@ -70,7 +71,7 @@ impl Store {
     pub async fn create_user(&self, name: &str, workspaces: &[WorkspaceId]) -> Result<UserId, Error> {
         let ids: Vec<i64> = workspaces.iter().map(|id| id.0).collect();
         let name = name.to_owned();
-        let created = self.write(Share::Service, move |connection| {
+        let created = self.primary.write(Share::Service, move |connection| {
             Box::pin(async move {
                 let user =
                     query_scalar!("INSERT INTO users (name) VALUES ($1) RETURNING id", name).fetch_one(&mut *connection).await?;
@@ -98,7 +99,7 @@ impl Store {
     /// # Errors
     /// As [`Store::create_workspace`].
     pub async fn list_users(&self) -> Result<Vec<UserRow>, Error> {
-        self.read(Share::Service, |connection| {
+        self.primary.read(Share::Service, |connection| {
             Box::pin(async move {
                 Ok(query!(
                     r#"SELECT id, created_at, name,

@@ -101,6 +101,8 @@ fn describe() {
     describe_histogram!("dnc_database_wait_seconds", Unit::Seconds, "Waiting for a connection to the database.");
     describe_histogram!("dnc_database_work_seconds", Unit::Seconds, "Work on a connection, by its kind.");
     describe_gauge!("dnc_database_up", "1 while the database answers and takes writes, else 0.");
+    describe_gauge!("dnc_replica_lag_seconds", Unit::Seconds, "How far the replica that answers reads lags behind at most.");
+    describe_counter!("dnc_list_reads_total", "Reads of the list, by the database that answered, if there is a replica.");
     describe_gauge!("dnc_connections_open", "Open connections of clients, by listener.");
     describe_gauge!("dnc_connections_max", "The most connections of clients, by listener.");
     describe_counter!("dnc_log_lines_dropped_total", "Log lines that were dropped because too many waited to be written.");
@@ -276,6 +278,14 @@ pub fn worked_on_database(kind: Work, started: Instant) {
     DATABASE_WORK[kind as usize].record(started.elapsed());
 }
 
+static LIST_READS: LazyLock<[Counter; 2]> =
+    LazyLock::new(|| ["primary", "replica"].map(|database| counter!("dnc_list_reads_total", "database" => database)));
+
+/// Counts a read of the list that the replica could have answered, and whether it did.
+pub fn read_from_replica(is_from_replica: bool) {
+    LIST_READS[usize::from(is_from_replica)].increment(1);
+}
+
 /// What is looked up when the metrics are rendered.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Levels {
@@ -300,6 +310,9 @@ pub struct DatabaseLevels {
     pub max: usize,
     /// Whether the database answers and takes writes.
     pub is_up: bool,
+    /// How many seconds the replica lags behind at most, if there is one; infinite if that is not
+    /// known.
+    pub replica_lag_secs: Option<f64>,
 }
 
 /// Sets the gauges of what is looked up.
@@ -309,6 +322,9 @@ pub fn set_levels(levels: &Levels) {
         gauge!("dnc_database_connections", "state" => "idle").set(database.idle as f64);
         gauge!("dnc_database_connections_max").set(database.max as f64);
         gauge!("dnc_database_up").set(u8::from(database.is_up));
+        if let Some(lag) = database.replica_lag_secs {
+            gauge!("dnc_replica_lag_seconds").set(lag);
+        }
     }
     for (listener, connections) in [("http", Some(levels.http)), ("grpc", levels.grpc)] {
         if let Some((open, max)) = connections {

@@ -342,7 +342,7 @@ async fn the_log_says_once_that_the_database_is_away_and_that_it_is_back() {
     };
     until("the database is polled", || async {
         let polled = "SELECT EXISTS (SELECT FROM pg_stat_activity
-            WHERE datname = current_database() AND query LIKE 'SELECT current_setting(%')";
+            WHERE datname = current_database() AND query LIKE 'SELECT pid, backend_start, xact_start, COALESCE(%')";
         let mut connection = PgConnection::connect(&database_url).await.unwrap();
         sqlx::query_scalar(polled).fetch_one(&mut connection).await.unwrap()
     })

@@ -16,14 +16,18 @@ use crate::harness::{Flow, Proxy, database, give_up_after_polls, until};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The sessions of a store that run its calls.
-const SESSIONS: &str = "application_name = 'dnc' AND query NOT LIKE 'SELECT current_setting(%'";
+const SESSIONS: &str = "application_name = 'dnc' AND query NOT LIKE 'SELECT pid, backend_start, xact_start, COALESCE(%'";
 
 /// The session that watches the link, once it has polled.
-const WATCHER: &str = "application_name = 'dnc' AND query LIKE 'SELECT current_setting(%' AND state = 'idle'";
+const WATCHER: &str =
+    "application_name = 'dnc' AND query LIKE 'SELECT pid, backend_start, xact_start, COALESCE(%' AND state = 'idle'";
 
 fn store(url: &str) -> Store {
     Store::new(&StoreOptions {
         url: url.to_owned(),
+        migrate_url: None,
+        is_pooled: false,
+        replica: None,
         connections_max: 16,
         connect_timeout: CONNECT_TIMEOUT,
         statement_timeout: Duration::from_secs(60),

@@ -101,6 +101,9 @@ fn log_to_test() {
 fn store(url: &str) -> Store {
     Store::new(&StoreOptions {
         url: url.to_owned(),
+        migrate_url: None,
+        is_pooled: false,
+        replica: None,
         connections_max: 4,
         connect_timeout: Duration::from_secs(20),
         statement_timeout: Duration::from_secs(60),
@@ -230,6 +233,12 @@ impl TestServer {
     /// `service_url` is the URL by which the service reaches the database, `database_url` the one
     /// by which the test does.
     pub async fn start_through(flags: &[&str], database_url: &str, service_url: &str) -> Self {
+        let service = dnc::server::store_options(service_url, &options(flags).database);
+        Self::start_on(flags, database_url, &service).await
+    }
+
+    /// `service` is how the service reaches the database.
+    pub async fn start_on(flags: &[&str], database_url: &str, service: &StoreOptions) -> Self {
         log_to_test();
         let options = options(flags);
         let store = store(database_url);
@@ -240,7 +249,7 @@ impl TestServer {
         let other_key =
             store.issue_key(KeyOwner::Workspace(other_workspace), Scope::Write, "", None).await.unwrap().1.reveal().to_owned();
         let platform_key = store.issue_key(KeyOwner::User(user), Scope::Write, "", None).await.unwrap().1.reveal().to_owned();
-        let service_store = dnc::server::store(service_url, &options.database).unwrap();
+        let service_store = Store::new(service).unwrap();
         let bound = Bound::service(service_store.clone(), &options).await.unwrap();
         let (http_url, grpc_url) = (bound.http_url(), bound.grpc_url());
         let (stop, stop_now) = (CancellationToken::new(), CancellationToken::new());
