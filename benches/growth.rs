@@ -35,6 +35,9 @@ struct Options {
     /// Rounds of each measurement
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// The cache of pages of the database, in MiB
+    #[arg(long, default_value_t = 256)]
+    shared_buffers_mib: u32,
     /// Only ways whose names contain this text; may be given several times
     #[arg(long)]
     only: Vec<String>,
@@ -109,7 +112,7 @@ async fn list(store: &Store) -> anyhow::Result<List> {
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
-    let database = Database::start().await?;
+    let database = Database::start_with(options.shared_buffers_mib).await?;
     let (store, _, _) = support::tenant(&database.url).await?;
     let pool = PgPoolOptions::new().max_connections(2).connect(&database.url).await?;
     let mut ways: Vec<Way> = Way::ALL.into_iter().filter(|way| is_wanted(&options, *way)).collect();

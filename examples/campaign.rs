@@ -606,7 +606,8 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     };
     ensure!(program.exists(), "build the program first: cargo build, with --release if this is");
     let dir = tempfile::Builder::new().prefix("dnc-campaign-").tempdir()?;
-    let postgres_options = postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100 };
+    let postgres_options =
+        postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100, shared_buffers_mib: 256 };
     let postgres = PrivatePostgres::start(postgres_options).await?;
     postgres.create_database("dnc", "template0").await?;
     let url = postgres.url("dnc");

@@ -56,6 +56,8 @@ pub struct Options {
     pub is_ephemeral: bool,
     /// The most connections that the server accepts.
     pub connections_max: u32,
+    /// Its cache of pages, in MiB.
+    pub shared_buffers_mib: u32,
 }
 
 /// A running server. It stops when this is dropped, and when this process ends in any way.
@@ -320,7 +322,7 @@ impl Programs {
         set("unix_socket_directories=".to_owned());
         set(format!("max_connections={}", options.connections_max));
         set("max_wal_size=4GB".to_owned());
-        set("shared_buffers=256MB".to_owned());
+        set(format!("shared_buffers={}MB", options.shared_buffers_mib));
         set("timezone=UTC".to_owned());
         if options.is_ephemeral {
             set("fsync=off".to_owned());

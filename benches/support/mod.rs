@@ -100,9 +100,18 @@ pub struct Database {
 
 impl Database {
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(256).await
+    }
+
+    /// With a cache of this many MiB.
+    pub async fn start_with(shared_buffers_mib: u32) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("dnc-bench-").tempdir()?;
-        let options =
-            postgres::Options { dir: PathBuf::from(dir.path()).join("postgres"), is_ephemeral: false, connections_max: 100 };
+        let options = postgres::Options {
+            dir: PathBuf::from(dir.path()).join("postgres"),
+            is_ephemeral: false,
+            connections_max: 100,
+            shared_buffers_mib,
+        };
         let postgres = PrivatePostgres::start(options).await?;
         postgres.create_database("dnc", "template0").await?;
         let url = postgres.url("dnc");

@@ -53,6 +53,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
         dir: data_dir.join("postgres"),
         is_ephemeral: false,
         connections_max: options.server.database.database_connections_max + 20,
+        shared_buffers_mib: 256,
     });
     let mut postgres = signals.unless_signalled(start).await?;
     postgres.create_database("dnc", "template0").await?;

@@ -67,7 +67,7 @@ where
 /// Only what this crate writes: a library may put the text of a statement into a span. Of the
 /// events, those that are logged by default.
 fn exported() -> Targets {
-    Targets::new().with_target("dnc", Level::INFO).with_target("dnc::store::session", Level::DEBUG)
+    Targets::new().with_target("dnc", Level::INFO).with_target("dnc::store::database", Level::DEBUG)
 }
 
 /// Makes `span` a part of the trace that the headers of a request name, if they name one.

@@ -15,7 +15,8 @@ use crate::{
 
 /// A private PostgreSQL with a migrated database, which a test may damage.
 async fn own_database(dir: &std::path::Path) -> (PrivatePostgres, String) {
-    let options = postgres::Options { dir: dir.join("postgres"), is_ephemeral: false, connections_max: 50 };
+    let options =
+        postgres::Options { dir: dir.join("postgres"), is_ephemeral: false, connections_max: 50, shared_buffers_mib: 256 };
     let postgres = PrivatePostgres::start(options).await.unwrap();
     postgres.create_database("dnc", "template0").await.unwrap();
     let database_url = postgres.url("dnc");

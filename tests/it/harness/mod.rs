@@ -70,10 +70,14 @@ async fn start_run() -> Run {
             (None, url.to_string())
         }
         Err(_) => {
-            let postgres =
-                PrivatePostgres::start(postgres::Options { dir: scratch_dir(), is_ephemeral: true, connections_max: 400 })
-                    .await
-                    .expect("a private PostgreSQL; or set TEST_DATABASE_URL");
+            let postgres = PrivatePostgres::start(postgres::Options {
+                dir: scratch_dir(),
+                is_ephemeral: true,
+                connections_max: 400,
+                shared_buffers_mib: 256,
+            })
+            .await
+            .expect("a private PostgreSQL; or set TEST_DATABASE_URL");
             let url = postgres.url("");
             (Some(postgres), url)
         }
@@ -145,7 +149,8 @@ pub struct OwnPostgres {
 impl OwnPostgres {
     pub async fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("dnc-test-").tempdir().unwrap();
-        let options = postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100 };
+        let options =
+            postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100, shared_buffers_mib: 256 };
         let server = PrivatePostgres::start(options).await.unwrap();
         server.create_database("dnc", "template0").await.unwrap();
         let url = server.url("dnc");
@@ -175,7 +180,8 @@ impl OwnPostgres {
         assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
         // The standby has the users and passwords of the original.
         std::fs::copy(self.dir.path().join("password"), dir.path().join("password")).unwrap();
-        let options = postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100 };
+        let options =
+            postgres::Options { dir: dir.path().to_owned(), is_ephemeral: false, connections_max: 100, shared_buffers_mib: 256 };
         let server = PrivatePostgres::start(options).await.unwrap();
         let url = server.url("dnc");
         Self { server, url, dir }
