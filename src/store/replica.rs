@@ -1,4 +1,4 @@
-//! A replica that answers reads of the list while it is known to lag behind by no more than a bound.
+//! A replica that answers reads of the list while its lag is known and within a bound.
 //!
 //! The lag is measured on this side, without any clock of a server: this server notes from time to
 //! time how far the log of the primary has come. Once the replica has replayed that much, it has
