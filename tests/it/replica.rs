@@ -8,13 +8,15 @@ use tonic::transport::Channel;
 
 use crate::{
     address_book::{numbered, request},
-    harness::{OwnPostgres, Served, TestServer, http_client, until, with_key},
+    harness::{Flow, OwnPostgres, Proxy, Served, TestServer, http_client, until, with_key},
 };
 
 /// A server whose lists may be read from a standby that lags behind by up to four seconds.
 struct Setup {
     tenants: TestServer,
     standby: OwnPostgres,
+    /// The link to the standby.
+    link: Proxy,
     served: Served,
     client: DncServiceClient<Channel>,
     _primary: OwnPostgres,
@@ -25,10 +27,12 @@ impl Setup {
         let primary = OwnPostgres::start().await;
         let standby = primary.standby().await;
         let tenants = TestServer::start_with(&[], &primary.url).await;
-        let flags = ["--metrics-addr", "127.0.0.1:0", "--read-database-url", &standby.url, "--read-lag-max-secs", "4"];
+        let link = Proxy::to(&standby.url).await;
+        let url = link.url(&standby.url);
+        let flags = ["--metrics-addr", "127.0.0.1:0", "--read-database-url", &url, "--read-lag-max-secs", "4"];
         let served = Served::start(Path::new(env!("CARGO_BIN_EXE_dnc")), &flags, &primary.url).await.unwrap();
         let client = DncServiceClient::connect(served.grpc_url.clone()).await.unwrap();
-        Self { tenants, standby, served, client, _primary: primary }
+        Self { tenants, standby, link, served, client, _primary: primary }
     }
 
     async fn import(&self, range: std::ops::Range<u32>) {
@@ -120,6 +124,17 @@ async fn a_read_that_the_replica_cannot_answer_is_answered_by_the_primary() {
     let mut setup = Setup::start().await;
     setup.import(0..10).await;
     until("checks are answered by the replica", || setup.is_from_replica()).await;
+    // These do not know yet that nothing comes back.
+    setup.link.all(Flow::Stall);
+    for _ in 0..3 {
+        assert!(setup.is_suppressed(9).await);
+    }
+    setup.link.mend();
+    until("checks are answered by the replica again", || setup.is_from_replica()).await;
+    setup.link.cut();
+    assert!(setup.is_suppressed(9).await);
+    setup.link.mend();
+    until("checks are answered by the replica once more", || setup.is_from_replica()).await;
     setup.standby.end("KILL").await;
     assert!(setup.is_suppressed(9).await);
     assert!(setup.is_suppressed(9).await);
