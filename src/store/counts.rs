@@ -5,12 +5,20 @@ use std::collections::BTreeMap;
 
 use sqlx::{PgConnection, query, query_as, query_scalar};
 
-use super::{Store, replica::Source, session::Mode, shares::Share};
+use super::{
+    Store,
+    replica::Source,
+    session::{Mode, Stop},
+    shares::Share,
+};
 use crate::domain::{Error, Kind, Sorted, WorkspaceId};
 
 /// The number of rows that a count is divided into, so that as many transactions can usually change
 /// it concurrently.
 const PARTS: i32 = 16;
+
+/// The most pairs of a kind and a reason whose counts one deletion forgets.
+const FORGOTTEN_REASONS_MAX: i64 = 10_000;
 
 /// The number of entries of a kind that have a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +107,33 @@ pub(super) async fn add(
     .fetch_one(connection)
     .await
     .map(Some)
+}
+
+/// Deletes the counts of kinds and reasons that no entry has any more, as far as nobody is changing
+/// them. The rest stays for the next time.
+pub(super) async fn forget_empty(connection: &mut PgConnection, workspace: WorkspaceId) -> Result<(), Stop> {
+    // The sum of rows that are locked does not change, so deleting them if it is 0 changes no
+    // total. Nothing is waited for, so there are no deadlocks.
+    query!(
+        "WITH empty AS (
+             SELECT reason, is_domain FROM reason_counts WHERE workspace_id = $1
+             GROUP BY reason, is_domain HAVING sum(entries) = 0 LIMIT $2
+         ), locked AS (
+             SELECT known.reason, known.is_domain, known.part, known.entries FROM empty CROSS JOIN LATERAL (
+                 SELECT reason, is_domain, part, entries FROM reason_counts AS known
+                 WHERE workspace_id = $1 AND known.reason = empty.reason AND known.is_domain = empty.is_domain
+                 ORDER BY part FOR UPDATE SKIP LOCKED
+             ) AS known
+         ), unused AS (SELECT reason, is_domain FROM locked GROUP BY reason, is_domain HAVING sum(entries) = 0)
+         DELETE FROM reason_counts AS known USING locked JOIN unused USING (reason, is_domain)
+         WHERE known.workspace_id = $1 AND known.reason = locked.reason AND known.is_domain = locked.is_domain
+             AND known.part = locked.part",
+        workspace.0,
+        FORGOTTEN_REASONS_MAX,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 impl Store {

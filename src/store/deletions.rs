@@ -124,7 +124,21 @@ impl Deletion {
         });
         let (deleted, last) = deleted.await?;
         self.after = last;
+        if self.after.is_none() {
+            self.forget_empty_counts().await;
+        }
         Ok(Some(deleted))
+    }
+
+    /// What fails here is done after the next deletion.
+    async fn forget_empty_counts(&self) {
+        let workspace = self.ids.workspace;
+        let forgotten = self.store.primary.write(Share::Scan(workspace), move |connection| {
+            Box::pin(async move { counts::forget_empty(connection, workspace).await })
+        });
+        if let Err(failed) = forgotten.await {
+            tracing::debug!(cause = %failed.error, "counts of 0 stay");
+        }
     }
 }
 

@@ -710,6 +710,37 @@ async fn a_long_search_says_how_far_it_came() {
     assert_eq!(page["data"].as_array().unwrap().len(), 4);
 }
 
+#[tokio::test]
+async fn a_deletion_forgets_the_counts_of_reasons_that_no_entry_has() {
+    let server = TestServer::start().await;
+    let with_reason = |number: u32, reason: &str| Entry { reason: reason.into(), ..numbered(number..number + 1).next().unwrap() };
+    server.import(vec![request(vec![with_reason(1, "gone"), with_reason(2, "kept")])]).await.unwrap();
+    let mut connection = server.connection().await;
+    let parts = "INSERT INTO reason_counts SELECT $1, reason, false, part, entries
+        FROM (VALUES ('over', 1, 5), ('over', 2, -5), ('busy', 1, 5), ('busy', 2, -5)) AS parts (reason, part, entries)";
+    sqlx::query(parts).bind(server.workspace.0).execute(&mut connection).await.unwrap();
+    let mut busy = sqlx::Connection::begin(&mut connection).await.unwrap();
+    sqlx::raw_sql("SELECT FROM reason_counts WHERE reason = 'busy' AND part = 1 FOR UPDATE").execute(&mut *busy).await.unwrap();
+    let remaining = async || {
+        let rows = "SELECT reason, entries FROM reason_counts WHERE workspace_id = $1 ORDER BY reason, part";
+        let rows = sqlx::query_as::<_, (String, i64)>(rows).bind(server.workspace.0);
+        rows.fetch_all(&mut server.connection().await).await.unwrap()
+    };
+    let filter = EntryFilter { reason: "gone".into(), ..EntryFilter::default() };
+    let deletion = DeleteEntriesRequest { all: true, filter: Some(filter), ..DeleteEntriesRequest::default() };
+    let deleted = server.client().await.delete_entries(with_key(deletion, &server.key)).await.unwrap().into_inner().deleted;
+    assert_eq!(deleted, 1);
+    assert_eq!(remaining().await, [("busy".into(), 5), ("busy".into(), -5), ("kept".into(), 1)]);
+    busy.rollback().await.unwrap();
+    let nothing = DeleteEntriesRequest { all: true, ..DeleteEntriesRequest::default() };
+    server.client().await.delete_entries(with_key(nothing, &server.other_key)).await.unwrap();
+    assert_eq!(remaining().await.len(), 3, "the counts of another workspace");
+    let nothing = EntryFilter { reason: "gone".into(), ..EntryFilter::default() };
+    let deletion = DeleteEntriesRequest { all: true, filter: Some(nothing), ..DeleteEntriesRequest::default() };
+    server.client().await.delete_entries(with_key(deletion, &server.key)).await.unwrap();
+    assert_eq!(remaining().await, [("kept".into(), 1)]);
+}
+
 /// Stores so many entries in a workspace that their export is larger than any socket buffer.
 async fn fill(server: &TestServer) {
     let many = "INSERT INTO entries (workspace_id, added_by, address, reason)
