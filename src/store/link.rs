@@ -209,10 +209,10 @@ impl Link {
             tokio::select! {
                 biased;
                 outcome = &mut work => return Watched::Ended { outcome, is_cancelled: cancel_at.is_some() },
-                changed = state.changed() => {
+                // It does not fail, since `self` has the other end.
+                Ok(()) = state.changed() => {
                     let last = state.borrow_and_update().clone();
                     match (last, backend.get()) {
-                        _ if changed.is_err() => return Watched::GivenUp(away("the link is not watched")),
                         (State::Down, _) => return Watched::GivenUp(away("the link is down")),
                         (State::Up { polled_at, backends: Some(backends) }, Some(backend)) if polled_at > started => {
                             let activity = backend.activity(&backends);
@@ -220,7 +220,7 @@ impl Link {
                             // A backend is idle for a moment between two statements. One that has
                             // been idle since the previous poll waits for a statement that was
                             // lost, or its reply was lost.
-                            if is_idle && idle_before == Some(activity) {
+                            if idle_before == Some(activity) {
                                 return Watched::GivenUp(away("an answer was lost"));
                             }
                             idle_before = is_idle.then_some(activity);
@@ -404,14 +404,16 @@ mod tests {
 
     const BACKEND: Backend = Backend { pid: 1, started_at: time::OffsetDateTime::UNIX_EPOCH, transaction: None };
 
-    /// A link that nobody polls.
-    fn link() -> Link {
-        Link {
+    /// A link that nobody polls, and the signals that are requested.
+    fn link() -> (Link, mpsc::Receiver<Signal>) {
+        let (signals, requested) = mpsc::channel(1);
+        let link = Link {
             state: watch::Sender::new(State::Up { polled_at: Instant::now(), backends: None }),
             hosts: Hosts::of_url("postgres://someone@127.0.0.1/dnc", Setup::new(Duration::from_secs(1), false, true)).unwrap(),
-            signals: mpsc::channel(1).0,
+            signals,
             replied_at: Mutex::new(Instant::now()),
-        }
+        };
+        (link, requested)
     }
 
     /// Polls `waiting`, and then lets its work end and the link go down before it is polled again.
@@ -427,7 +429,7 @@ mod tests {
     #[tokio::test]
     async fn what_has_ended_is_not_given_up() {
         for _ in 0..TIMES {
-            let link = link();
+            let (link, _requested) = link();
             let backend = OnceLock::from(BACKEND);
             let watched = end_at_once(&link, |ended| link.watch(&backend, Duration::from_secs(60), ended, std::future::pending()));
             assert!(matches!(watched.await, Watched::Ended { is_cancelled: false, .. }));
@@ -441,9 +443,114 @@ mod tests {
     #[tokio::test]
     async fn nothing_begins_on_a_link_that_is_down() {
         for _ in 0..TIMES {
-            let link = link();
+            let (link, _requested) = link();
             let ready = end_at_once(&link, |ended| link.unless_down(async { ended.await.map_err(Error::internal) }));
             assert!(matches!(ready.await, Err(Error::Unavailable { .. })));
         }
+    }
+
+    #[tokio::test]
+    async fn work_has_a_time_limit() {
+        let (link, mut requested) = link();
+        let (began, limit) = (Instant::now(), Duration::from_millis(20));
+        let watched = link.watch(&OnceLock::from(BACKEND), limit, std::future::pending::<()>(), std::future::pending()).await;
+        assert!(matches!(watched, Watched::GivenUp(Error::Timeout { .. })));
+        assert!(began.elapsed() >= limit);
+        assert!(requested.try_recv().is_err(), "nothing is cancelled whose caller waits");
+    }
+
+    #[tokio::test]
+    async fn work_whose_caller_is_gone_is_cancelled_until_it_ends() {
+        let (link, mut requested) = link();
+        let (work, ended) = oneshot::channel();
+        let backend = OnceLock::from(BACKEND);
+        let watching = link.watch(&backend, Duration::from_secs(60), ended, std::future::ready(()));
+        let cancelling = async {
+            let mut at = Vec::new();
+            for _ in 0..2 {
+                let signal = requested.recv().await.unwrap();
+                assert_eq!((signal.function, signal.backend), ("pg_cancel_backend", BACKEND));
+                at.push(Instant::now());
+                signal.done.send(()).unwrap();
+            }
+            work.send(()).unwrap();
+            at
+        };
+        let (watched, at) = tokio::join!(watching, cancelling);
+        assert!(matches!(watched, Watched::Ended { is_cancelled: true, .. }));
+        assert!(at[1] - at[0] >= CANCEL_INTERVAL);
+    }
+
+    /// What a poll reports of a backend.
+    #[derive(Clone, Copy, Debug)]
+    enum Report {
+        /// Idle since then.
+        Idle(i64),
+        Busy(i64),
+        /// It is not there.
+        Missing,
+        /// The database did not report it.
+        Unknown,
+        /// Idle since then, but the poll was before the work.
+        Before(i64),
+        /// The database does not respond.
+        Down,
+    }
+    use Report::{Before, Busy, Down, Idle, Missing, Unknown};
+
+    /// Whether work is given up during these polls.
+    async fn is_given_up(backend: &OnceLock<Backend>, reports: &[Report]) -> bool {
+        let (link, _requested) = link();
+        let long_ago = Instant::now();
+        let (work, ended) = oneshot::channel();
+        let watching = link.watch(backend, Duration::from_secs(60), ended, std::future::pending());
+        let polling = async {
+            // Later than the beginning of the work, however coarse the clock is.
+            let polled_at = Instant::now() + Duration::from_secs(1);
+            for report in reports {
+                let up = |polled_at, is_busy, since| {
+                    let since = time::OffsetDateTime::from_unix_timestamp(since).ok();
+                    let activity = Activity { transaction: None, is_busy, since };
+                    let backends = HashMap::from([((BACKEND.pid, BACKEND.started_at), activity)]);
+                    State::Up { polled_at, backends: Some(Arc::new(backends)) }
+                };
+                link.state.send_replace(match *report {
+                    Idle(since) => up(polled_at, false, since),
+                    Busy(since) => up(polled_at, true, since),
+                    Missing => State::Up { polled_at, backends: Some(Arc::default()) },
+                    Unknown => State::Up { polled_at, backends: None },
+                    Before(since) => up(long_ago, false, since),
+                    Down => State::Down,
+                });
+                tokio::task::yield_now().await;
+            }
+            // Fails if it was given up.
+            let _ = work.send(());
+        };
+        let (watched, ()) = tokio::join!(biased; watching, polling);
+        matches!(watched, Watched::GivenUp(Error::Unavailable { .. }))
+    }
+
+    #[tokio::test]
+    async fn work_is_given_up_when_its_backend_stays_idle_or_the_link_is_down() {
+        let polls: [(&[Report], bool); 11] = [
+            (&[Idle(1), Idle(1)], true),
+            (&[Missing, Missing], true),
+            (&[Down], true),
+            (&[Idle(1)], false),
+            (&[Idle(1), Idle(2)], false),
+            (&[Idle(1), Missing], false),
+            (&[Busy(1), Busy(1)], false),
+            (&[Idle(1), Busy(1), Idle(1)], false),
+            (&[Idle(1), Unknown, Idle(1)], false),
+            (&[Before(1), Idle(1)], false),
+            (&[Before(1), Before(1)], false),
+        ];
+        for (reports, expected) in polls {
+            assert_eq!(is_given_up(&OnceLock::from(BACKEND), reports).await, expected, "{reports:?}");
+        }
+        assert!(!is_given_up(&OnceLock::new(), &[Idle(1), Idle(1)]).await, "its backend is not known yet");
+        let pooled = Backend { transaction: Some(time::OffsetDateTime::UNIX_EPOCH), ..BACKEND };
+        assert!(is_given_up(&OnceLock::from(pooled), &[Busy(1), Busy(1)]).await, "its backend works for others");
     }
 }
