@@ -175,11 +175,11 @@ async fn each_workspace_is_cleared_by_itself_however_many_there_are() {
         let many = "INSERT INTO workspaces (name) SELECT n::text FROM generate_series(1, 1200) n";
         sqlx::query(many).execute(&mut connection).await.unwrap();
         let last: i64 = sqlx::query_scalar("SELECT max(id) FROM workspaces").fetch_one(&mut connection).await.unwrap();
-        // No statement is about the last one.
-        for workspace in [first, first + 600, last, last + 1] {
-            write(&mut connection, workspace, 3 * DAY, 2).await;
+        // The first one has more than a statement deletes. No statement is about the last one.
+        for (workspace, count) in [(first, 1_500), (first + 1, 3), (first + 600, 2), (last, 2), (last + 1, 2)] {
+            write(&mut connection, workspace, 3 * DAY, count).await;
         }
-        assert_eq!(store.clear_logs(2 * DAY).await.unwrap(), 3 * 4 * 2, "Citus: {has_citus}");
+        assert_eq!(store.clear_logs(2 * DAY).await.unwrap(), 4 * (1_500 + 3 + 2 + 2), "Citus: {has_citus}");
         assert_eq!(counts(&mut connection, last + 1).await, [2; 4], "Citus: {has_citus}");
         store.close().await;
     }
