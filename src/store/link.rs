@@ -271,7 +271,9 @@ async fn keep_polling(link: Arc<Link>, hosts: Hosts, mut signals: mpsc::Receiver
             signal = signals.recv() => {
                 let Some(signal) = signal else { return };
                 if link.is_up() {
-                    was_lost |= !send(&mut connection, &hosts, signal.function, signal.backend).await;
+                    if !send(&mut connection, &hosts, signal.function, signal.backend).await {
+                        was_lost = true;
+                    }
                 } else if pending.len() < PENDING_SIGNALS_MAX {
                     pending.push((signal.function, signal.backend));
                 }

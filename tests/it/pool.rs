@@ -124,6 +124,8 @@ async fn what_fails_is_told_from_what_is_slow() {
     tokio::join!(
         a_connection_that_is_silent_retires_those_of_its_age(),
         a_lost_connection_retires_those_of_its_age(),
+        a_lost_signal_retires_the_connections_of_its_age(),
+        a_signal_is_sent_at_once_and_retires_no_connection(),
         a_lost_answer_is_given_up(),
         replies_show_that_the_link_works_and_silence_that_it_does_not(),
         a_database_that_refuses_connections_is_not_away(),
@@ -165,6 +167,8 @@ async fn replies_show_that_the_link_works_and_silence_that_it_does_not() {
     let silent = timeout(Duration::from_secs(30), setup.read()).await.expect("it is given up");
     assert!(matches!(silent, Err(Error::Unavailable { .. })), "{silent:?}");
     until("the database is away", async || !setup.store.is_reachable()).await;
+    let made = setup.link.made();
+    until("it stays away for longer than a signal may take", async || setup.link.made() >= made + 2).await;
     // The signal that ends the abandoned call is sent when the link works again. It does not make
     // the new connections old.
     setup.link.new_ones(Flow::Pass);
@@ -205,6 +209,56 @@ async fn a_lost_connection_retires_those_of_its_age() {
     until("an old connection is not used", async || {
         setup.read().await.unwrap();
         setup.link.made() > made
+    })
+    .await;
+}
+
+async fn a_lost_signal_retires_the_connections_of_its_age() {
+    let setup = Setup::new().await;
+    let (mut calls, blocker) = setup.begin_blocked(2).await;
+    setup.until_watched().await;
+    setup.link.existing(Flow::Stall);
+    // The signal that cancels it is mostly sent before the next poll.
+    calls.remove(0).abort();
+    until("the link is watched on another connection", async || setup.count(WATCHER).await == 2).await;
+    blocker.close().await.unwrap();
+    setup.link.mend();
+    calls.remove(0).await.unwrap().expect("its answer arrives after all");
+    let made = setup.link.made();
+    until("its connection is not used again", async || {
+        setup.read().await.unwrap();
+        setup.link.made() > made
+    })
+    .await;
+}
+
+async fn a_signal_is_sent_at_once_and_retires_no_connection() {
+    /// The pause between two polls.
+    const INTERVAL: time::Duration = time::Duration::milliseconds(1_500);
+    let setup = Setup::new().await;
+    // When the statement of this session that watches the link began.
+    let began = async |session: &str| -> Option<time::OffsetDateTime> {
+        let began = format!("SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND {session}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(began)).fetch_optional(&mut setup.admin().await).await.unwrap()
+    };
+    let signal = "application_name = 'dnc' AND query LIKE '%_backend(pid)%'";
+    until("a signal is sent between two polls", async || {
+        let (mut calls, blocker) = setup.begin_blocked(2).await;
+        setup.until_watched().await;
+        let polled = began(WATCHER).await;
+        calls.remove(0).abort();
+        until("it is cancelled", async || setup.count("wait_event_type = 'Lock'").await == 1).await;
+        let sent = began(signal).await;
+        blocker.close().await.unwrap();
+        calls.remove(0).await.unwrap().unwrap();
+        // The connection of the other one is still used after the next poll.
+        let made = setup.link.made();
+        setup.until_watched().await;
+        for _ in 0..3 {
+            setup.read().await.unwrap();
+        }
+        assert_eq!(setup.link.made(), made);
+        polled.zip(sent).is_some_and(|(polled, sent)| sent - polled < INTERVAL)
     })
     .await;
 }
