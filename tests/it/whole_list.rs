@@ -661,6 +661,31 @@ async fn a_filtered_list_is_examined_in_parts() {
 }
 
 #[tokio::test]
+async fn a_filter_by_time_has_its_beginning_and_not_its_end() {
+    let server = TestServer::start().await;
+    let (workspace, at) = (server.workspace, OffsetDateTime::UNIX_EPOCH);
+    let moment = time::Duration::microseconds(1);
+    for (address, created_at) in [("a@example.com", at - moment), ("b@example.com", at), ("c@example.com", at + moment)] {
+        let insert = "INSERT INTO entries (workspace_id, added_by, address, reason, created_at) VALUES ($1, 1, $2, 'bounce', $3)";
+        let insert = sqlx::query(insert).bind(workspace.0).bind(address).bind(created_at);
+        insert.execute(&mut server.connection().await).await.unwrap();
+    }
+    let filter = Filter { created_from: Some(at), created_to: Some(at + moment), ..Filter::default() };
+    let searched = Filter { search: Some("example".to_owned()), ..filter.clone() };
+    for filter in [filter, searched] {
+        assert_eq!(server.store.count_entries(workspace, &filter).await.unwrap(), 1);
+        for page in [
+            server.store.page(workspace, &filter, "", 10, None).await,
+            server.store.page(workspace, &filter, "", 10, Some(1)).await,
+            server.store.export_page(workspace, &filter, "", 10).await,
+        ] {
+            let addresses: Vec<_> = page.unwrap().entries.into_iter().map(|entry| entry.address).collect();
+            assert_eq!(addresses, ["b@example.com"]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_long_search_says_how_far_it_came() {
     let server = TestServer::start().await;
     store(&server, 110_000, 0).await;
