@@ -236,10 +236,7 @@ pub(super) fn print(line: &str) -> anyhow::Result<()> {
 
 /// Opens the store, and fails unless the database answers.
 pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
-    require_postgres_url("DATABASE_URL", &database.database_url)?;
-    if let Some(url) = &database.migrate_database_url {
-        require_postgres_url("--migrate-database-url", url)?;
-    }
+    require_postgres_urls(database)?;
     let store = Store::new(&StoreOptions {
         url: database.database_url.clone(),
         migrate_url: database.migrate_database_url.clone(),
@@ -251,6 +248,13 @@ pub(super) async fn connect(database: &DatabaseUrl) -> anyhow::Result<Store> {
     })?;
     require_reachable(&store).await?;
     Ok(store)
+}
+
+/// As [`require_postgres_url`], for all that are given.
+pub(super) fn require_postgres_urls(database: &DatabaseUrl) -> anyhow::Result<()> {
+    require_postgres_url("DATABASE_URL", &database.database_url)?;
+    let migrate = database.migrate_database_url.as_deref();
+    migrate.map_or(Ok(()), |url| require_postgres_url("--migrate-database-url", url))
 }
 
 /// Rejects a URL with another scheme, which the driver would take for PostgreSQL's. The message

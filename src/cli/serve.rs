@@ -75,11 +75,7 @@ pub(super) struct ClientCertificate {
 }
 
 pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
-    let DatabaseUrl { database_url, migrate_database_url, database_transaction_pooler } = options.database;
-    admin::require_postgres_url("DATABASE_URL", &database_url)?;
-    if let Some(url) = &migrate_database_url {
-        admin::require_postgres_url("--migrate-database-url", url)?;
-    }
+    admin::require_postgres_urls(&options.database)?;
     if let Some(url) = &options.replica.read_database_url {
         admin::require_postgres_url("--read-database-url", url)?;
     }
@@ -87,10 +83,10 @@ pub(super) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let signals = Signals::listen()?;
     let lag_max = Duration::from_secs(options.replica.read_lag_max_secs);
     let store = Store::new(&StoreOptions {
-        migrate_url: migrate_database_url,
-        is_pooled: database_transaction_pooler,
+        migrate_url: options.database.migrate_database_url,
+        is_pooled: options.database.database_transaction_pooler,
         replica: options.replica.read_database_url.map(|url| ReplicaOptions { url, lag_max }),
-        ..server::store_options(&database_url, &options.server.database)
+        ..server::store_options(&options.database.database_url, &options.server.database)
     })?;
     let prepare = async {
         admin::require_reachable(&store).await?;

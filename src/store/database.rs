@@ -111,7 +111,7 @@ impl Database {
         self.run(Mode::Write, share, work)
     }
 
-    /// As [`Store::write`], with further attempts while `retry` allows them. `make` creates the
+    /// As [`Database::write`], with further attempts while `retry` allows them. `make` creates the
     /// work of each attempt.
     pub(super) async fn write_again<T, W>(&self, share: Share, mut retry: Retry, mut make: impl FnMut() -> W) -> Result<T, Failed>
     where

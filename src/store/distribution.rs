@@ -46,7 +46,7 @@ impl Store {
             ));
         }
         // A connection without a time limit for statements.
-        let mut connection = self.connect_once().await?;
+        let mut connection = self.connect_once(&self.direct).await?;
         let mut distributed = Vec::new();
         for table in DISTRIBUTED {
             let known = "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = $1::regclass)";

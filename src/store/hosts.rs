@@ -40,14 +40,14 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// Reads a `postgres://` URL. `setup` is done on each new connection.
+    /// Reads a `postgres://` URL, which `option` has. `setup` is done on each new connection.
     ///
     /// # Errors
     /// [`Error::Invalid`] when it cannot be read.
-    pub(super) fn of_url(url: &str, setup: Setup) -> Result<Self, Error> {
+    pub(super) fn of_url(option: &'static str, url: &str, setup: Setup) -> Result<Self, Error> {
         let unreadable = || {
             Error::invalid(
-                "database-url",
+                option,
                 "The database URL cannot be read; give postgres://USER:PASSWORD@HOST:PORT/DATABASE, with several HOST:PORT separated by commas if need be.",
             )
         };
@@ -68,7 +68,7 @@ impl Hosts {
         &self.setup
     }
 
-    /// Opens a connection to the server that takes writes.
+    /// Opens a connection to the server that takes writes, or to that of a replica.
     ///
     /// # Errors
     /// That of a server which was tried. If all of them answer and none takes writes, a protocol
@@ -196,8 +196,8 @@ mod tests {
 
     const CLOSES: Server = Server::Closes(Duration::ZERO);
 
-    fn hosts(url: &str) -> Result<Hosts, Error> {
-        Hosts::of_url(url, Setup::new(Duration::from_secs(1), false, true))
+    fn of_url(url: &str) -> Result<Hosts, Error> {
+        Hosts::of_url("database-url", url, Setup::new(Duration::from_secs(1), false))
     }
 
     /// Starts a server. Returns its host and port, and the number of its connections.
@@ -229,7 +229,7 @@ mod tests {
     /// connections each of them had.
     async fn refusal(servers: [Server; 2]) -> (sqlx::Error, Duration, [usize; 2]) {
         let [(one, at_one), (other, at_other)] = [start(servers[0]).await, start(servers[1]).await];
-        let hosts = super::tests::hosts(&format!("postgres://u@{one},{other}/d?sslmode=disable")).unwrap();
+        let hosts = of_url(&format!("postgres://u@{one},{other}/d?sslmode=disable")).unwrap();
         let began = Instant::now();
         let error = hosts.open().await.unwrap_err();
         (error, began.elapsed(), [&at_one, &at_other].map(|accepted| accepted.load(Ordering::Relaxed)))
@@ -285,8 +285,8 @@ mod tests {
             assert_eq!(split(url).unwrap(), expected, "{url}");
         }
         for url in ["a:1/d", "postgres://a,b/d?target_session_attrs=standby", "postgres:///d?host=a,b", ""] {
-            assert!(hosts(url).is_err(), "{url}");
+            assert!(of_url(url).is_err(), "{url}");
         }
-        assert_eq!(hosts("postgres://u:p@a:1,b:2/d").unwrap().all.len(), 2);
+        assert_eq!(of_url("postgres://u:p@a:1,b:2/d").unwrap().all.len(), 2);
     }
 }

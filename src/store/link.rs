@@ -10,6 +10,7 @@
 use std::{
     collections::HashMap,
     future::Future,
+    pin::pin,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -30,12 +31,19 @@ use crate::domain::Error;
 /// The pause between two polls while the database responds.
 const POLL_INTERVAL: Duration = Duration::from_millis(1_500);
 
-/// The time limit of a poll. Together with the interval and the time for a new connection it stays
-/// below the 10 seconds within which every call is answered.
-const POLL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time limit of a poll while the database responds. Together with the interval it stays below
+/// the 10 seconds within which every call is answered.
+const POLL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The time limit for opening a new connection that shows whether the database is reachable.
-const OPEN_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// The time limit of a poll while the link is down. An attempt whose bytes were lost delays the
+/// next one, and everything must work within 5 seconds of a database that does.
+const RETRY_TIMEOUT: Duration = Duration::from_millis(2_500);
+
+/// How long the connection of the last poll may take to reply before a new one is tried beside it.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The time limit for sending a signal. Polls wait meanwhile.
+const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The pause between two polls while the link is down.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -282,13 +290,10 @@ async fn keep_polling(link: Arc<Link>, hosts: Hosts, mut signals: mpsc::Receiver
             }
         }
         let (generation, began) = (link.generation(), Instant::now());
-        let is_old = connection.is_some();
-        let mut polled = poll(&mut connection, &hosts).await;
-        if polled.is_err() && is_old {
-            // Perhaps only this connection was lost; a new one shows.
-            polled = poll(&mut connection, &hosts).await;
-            was_lost = true;
-        }
+        let limit = if link.is_up() { POLL_TIMEOUT } else { RETRY_TIMEOUT };
+        let polling = within(limit, poll(&mut connection, &hosts)).await;
+        let (mut polled, is_old_lost) = polling.unwrap_or((Err(sqlx::Error::PoolTimedOut), true));
+        was_lost |= is_old_lost;
         if matches!(polled, Err(sqlx::Error::PoolTimedOut)) && link.has_recent_reply() {
             // Slow but not silent: other connections had replies meanwhile.
             polled = Ok(State::Up { polled_at: began, backends: None });
@@ -325,44 +330,60 @@ async fn keep_polling(link: Arc<Link>, hosts: Hosts, mut signals: mpsc::Receiver
     }
 }
 
-/// Polls the database once.
+/// Polls the database on the connection of the last poll, and on a new one if that one fails or
+/// does not reply soon. The reply of either is enough. Also returns whether the old one was lost.
 ///
 /// # Errors
-/// When there is no reply, or the database accepts no writes. A database that replies with an error
-/// (such as too many connections) counts as up.
-async fn poll(connection: &mut Option<PgConnection>, hosts: &Hosts) -> Result<State, sqlx::Error> {
+/// When there is no connection, or the database accepts no writes. A database that replies with an
+/// error (such as too many connections) counts as up.
+async fn poll(connection: &mut Option<PgConnection>, hosts: &Hosts) -> (Result<State, sqlx::Error>, bool) {
     let polled_at = Instant::now();
+    let on_new = async { activities(hosts.open().await?.0, hosts).await };
     // Taken out, so that a connection without a reply is closed.
-    let mut current = match connection.take() {
-        Some(current) => current,
-        None => match within(OPEN_TIMEOUT, hosts.open()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-            Ok((opened, _)) => opened,
-            Err(refusal) if error::is_answer(&refusal) => return Ok(State::Up { polled_at, backends: None }),
-            Err(error) => return Err(error),
-        },
+    let (reply, is_old_lost) = match connection.take() {
+        None => (on_new.await, false),
+        Some(old) => {
+            let mut on_old = pin!(activities(old, hosts));
+            match timeout(REPLY_TIMEOUT, &mut on_old).await {
+                Ok(Err(error)) if !error::is_answer(&error) => (on_new.await, true),
+                Ok(reply) => (reply, false),
+                Err(_) => tokio::select! {
+                    biased;
+                    Ok(reply) = on_old => (Ok(reply), false),
+                    reply = on_new => (reply, true),
+                },
+            }
+        }
     };
+    let state = match reply {
+        Ok((backends, open)) => {
+            *connection = Some(open);
+            Ok(State::Up { polled_at, backends: Some(Arc::new(backends)) })
+        }
+        Err(refusal) if error::is_answer(&refusal) => Ok(State::Up { polled_at, backends: None }),
+        Err(error) => Err(error),
+    };
+    (state, is_old_lost)
+}
+
+/// Asks for the activity of all backends of this user. Returns the connection with the reply.
+async fn activities(mut connection: PgConnection, hosts: &Hosts) -> Result<(Activities, PgConnection), sqlx::Error> {
     // As text: a pooler that assigns a backend to each statement knows no prepared ones.
     let statement = sqlx::raw_sql(
         "SELECT pid, backend_start, xact_start, COALESCE(state, 'active') NOT LIKE 'idle%', state_change,
              pg_is_in_recovery() OR current_setting('default_transaction_read_only')::bool
          FROM pg_stat_activity WHERE usename = current_user",
     );
-    let rows = within(POLL_TIMEOUT, statement.fetch_all(&mut current)).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-    let rows = match rows {
-        Ok(rows) => rows,
-        Err(refusal) if error::is_answer(&refusal) => return Ok(State::Up { polled_at, backends: None }),
-        Err(error) => return Err(error),
-    };
+    let rows = statement.fetch_all(&mut connection).await?;
     let mut activities = Activities::with_capacity(rows.len());
     for row in rows {
-        if !hosts.setup().takes_read_only() && row.try_get(5)? {
+        if hosts.setup().needs_writes() && row.try_get(5)? {
             return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
         }
         let activity = Activity { transaction: row.try_get(2)?, is_busy: row.try_get(3)?, since: row.try_get(4)? };
         activities.insert((row.try_get(0)?, row.try_get(1)?), activity);
     }
-    *connection = Some(current);
-    Ok(State::Up { polled_at, backends: Some(Arc::new(activities)) })
+    Ok((activities, connection))
 }
 
 /// Calls a function that signals a backend, unless it works for another transaction by now. False
@@ -373,18 +394,22 @@ async fn send(connection: &mut Option<PgConnection>, hosts: &Hosts, function: &'
             Some(sender) => sender,
             None => hosts.open().await?.0,
         };
-        let same_transaction = backend.transaction.map(|began_at| format!("AND xact_start = '{}'", in_sql(began_at)));
-        let signal = format!(
-            "SELECT {function}(pid) FROM pg_stat_activity WHERE pid = {} AND backend_start = '{}' {}",
-            backend.pid,
-            in_sql(backend.started_at),
-            same_transaction.unwrap_or_default(),
-        );
-        sqlx::raw_sql(AssertSqlSafe(signal)).execute(&mut sender).await?;
+        sqlx::raw_sql(AssertSqlSafe(signal_text(function, backend))).execute(&mut sender).await?;
         *connection = Some(sender);
         Ok::<_, sqlx::Error>(())
     };
-    matches!(within(POLL_TIMEOUT, sending).await, Some(Ok(())))
+    matches!(within(SEND_TIMEOUT, sending).await, Some(Ok(())))
+}
+
+/// Calls the function only if the backend still works for the same session or transaction.
+fn signal_text(function: &str, backend: Backend) -> String {
+    let same_transaction = backend.transaction.map(|began_at| format!(" AND xact_start = '{}'", in_sql(began_at)));
+    format!(
+        "SELECT {function}(pid) FROM pg_stat_activity WHERE pid = {} AND backend_start = '{}'{}",
+        backend.pid,
+        in_sql(backend.started_at),
+        same_transaction.unwrap_or_default(),
+    )
 }
 
 /// A time as a constant in a statement, to the microsecond as PostgreSQL keeps it.
@@ -411,7 +436,8 @@ mod tests {
         let (signals, requested) = mpsc::channel(1);
         let link = Link {
             state: watch::Sender::new(State::Up { polled_at: Instant::now(), backends: None }),
-            hosts: Hosts::of_url("postgres://someone@127.0.0.1/dnc", Setup::new(Duration::from_secs(1), false, true)).unwrap(),
+            hosts: Hosts::of_url("database-url", "postgres://someone@127.0.0.1/dnc", Setup::new(Duration::from_secs(1), false))
+                .unwrap(),
             signals,
             replied_at: Mutex::new(Instant::now()),
         };
@@ -449,6 +475,20 @@ mod tests {
             let ready = end_at_once(&link, |ended| link.unless_down(async { ended.await.map_err(Error::internal) }));
             assert!(matches!(ready.await, Err(Error::Unavailable { .. })));
         }
+    }
+
+    #[test]
+    fn a_backend_that_works_for_others_is_not_signalled() {
+        let of_session = signal_text("pg_cancel_backend", BACKEND);
+        assert_eq!(
+            of_session,
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = 1 AND backend_start = '1970-01-01 0:0:0.000000 UTC'"
+        );
+        let transaction = Some(time::OffsetDateTime::UNIX_EPOCH + Duration::from_micros(1));
+        assert_eq!(
+            signal_text("pg_cancel_backend", Backend { transaction, ..BACKEND }),
+            format!("{of_session} AND xact_start = '1970-01-01 0:0:0.000001 UTC'")
+        );
     }
 
     #[tokio::test]

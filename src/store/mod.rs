@@ -91,7 +91,8 @@ pub struct ReplicaOptions {
 pub struct Store {
     primary: Database,
     replica: Option<Arc<Replica>>,
-    /// The servers that are connected to directly, for migrations.
+    hosts: Hosts,
+    /// Where migrations are applied and tables distributed.
     direct: Hosts,
     connect_timeout: Duration,
     page_token_secret: Arc<OnceCell<Vec<u8>>>,
@@ -105,27 +106,30 @@ impl Store {
     /// # Errors
     /// [`Error::Invalid`] when a URL is malformed.
     pub fn new(options: &StoreOptions) -> Result<Self, Error> {
-        let database = |url: &str, needs_writes| {
-            let hosts = Hosts::of_url(url, Setup::new(options.statement_timeout, options.is_pooled, needs_writes))?;
-            if !needs_writes && hosts.count() > 1 {
-                // Its lag is measured on one connection, and must be that of all.
-                return Err(Error::invalid("read-database-url", "The URL of the replica must name one server."));
-            }
-            Database::of(hosts, options.connections_max, options.connect_timeout, options.statement_timeout)
+        let setup = |is_pooled| Setup::new(options.statement_timeout, is_pooled);
+        let database = |hosts| Database::of(hosts, options.connections_max, options.connect_timeout, options.statement_timeout);
+        let hosts = Hosts::of_url("database-url", &options.url, setup(options.is_pooled))?;
+        let direct = match &options.migrate_url {
+            Some(url) => Hosts::of_url("migrate-database-url", url, setup(false))?,
+            None => hosts.clone(),
         };
-        let primary = database(&options.url, true)?;
+        let primary = database(hosts.clone())?;
         let replica = match &options.replica {
             Some(replica) => {
-                let database = database(&replica.url, false)?;
-                Some(Arc::new(Replica::of(database, primary.clone(), replica.lag_max)))
+                let hosts = Hosts::of_url("read-database-url", &replica.url, setup(options.is_pooled).for_replica())?;
+                if hosts.count() > 1 {
+                    // Its lag is measured on one connection, and must be that of all.
+                    return Err(Error::invalid("read-database-url", "The URL of the replica must name one server."));
+                }
+                Some(Arc::new(Replica::of(database(hosts)?, primary.clone(), replica.lag_max)))
             }
             None => None,
         };
-        let direct = options.migrate_url.as_ref().unwrap_or(&options.url);
         Ok(Self {
             primary,
             replica,
-            direct: Hosts::of_url(direct, Setup::new(options.statement_timeout, false, true))?,
+            hosts,
+            direct,
             connect_timeout: options.connect_timeout,
             page_token_secret: Arc::default(),
             is_distributed: Arc::default(),
@@ -194,11 +198,11 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn ping(&self) -> Result<(), Error> {
-        self.connect_once().await?.close().await.map_err(error::from_sqlx)
+        self.connect_once(&self.hosts).await?.close().await.map_err(error::from_sqlx)
     }
 
-    async fn connect_once(&self) -> Result<PgConnection, Error> {
-        let opening = timeout(self.connect_timeout, async { self.direct.writable().await?.connect().await });
+    async fn connect_once(&self, hosts: &Hosts) -> Result<PgConnection, Error> {
+        let opening = timeout(self.connect_timeout, async { hosts.writable().await?.connect().await });
         opening.await.map_err(|_| error::away("no connection in time"))?.map_err(error::from_sqlx)
     }
 

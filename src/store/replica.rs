@@ -167,18 +167,17 @@ async fn keep_measuring(replica: Database, primary: Database, recency: Arc<Recen
                 positions.pop_front();
             }
         }
-        let cause = match of_replica {
-            Ok(replayed) => match complete_until(&mut positions, replayed) {
-                Ok(Some(at)) => {
-                    recency.set(Some(at));
-                    "it lags behind".to_owned()
+        let cause = match of_replica.map(|replayed| complete_until(&mut positions, replayed)) {
+            Ok(Ok(reached)) => {
+                if reached.is_some() {
+                    recency.set(reached);
                 }
-                Ok(None) => "it lags behind".to_owned(),
-                Err(cause) => {
-                    recency.set(None);
-                    cause.to_owned()
-                }
-            },
+                "it lags behind".to_owned()
+            }
+            Ok(Err(cause)) => {
+                recency.set(None);
+                cause.to_owned()
+            }
             Err(error) => format!("{:#}", anyhow::Error::from(error)),
         };
         let is_sufficient = recency.is_sufficient();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sqlx::{PgConnection, query, query_scalar};
 use time::OffsetDateTime;
 use tokio::time::sleep;
-use uuid::{NoContext, Timestamp, Uuid};
+use uuid::Uuid;
 
 use super::{Store, session::Working, shares::Share};
 use crate::domain::Error;
@@ -131,7 +131,8 @@ async fn delete_of(
 
 /// The first id of version 7 that can have been made at this time.
 fn first_id(at: OffsetDateTime) -> Uuid {
-    Uuid::new_v7(Timestamp::from_unix(NoContext, at.unix_timestamp().max(0).unsigned_abs(), 0))
+    let secs = at.unix_timestamp().max(0).unsigned_abs();
+    uuid::Builder::from_unix_timestamp_millis(1_000 * secs, &[0; 10]).into_uuid()
 }
 
 /// Deletes up to [`BATCH_ROWS`] rows of the next workspaces after `after`.

@@ -72,60 +72,55 @@ const KEEPALIVE: [(&str, &str); 5] = [
 /// does not keep, and two users give the same names. Some poolers translate the names, but not all.
 const FORGET: &str = "DEALLOCATE ALL; ";
 
-/// The texts with which connections and transactions begin.
+/// How connections and transactions begin.
 #[derive(Debug)]
 pub(super) struct Setup {
-    /// True if a pooler assigns a connection of its own to each transaction. Settings then last for
+    /// True if a pooler assigns a backend of its own to each transaction. Settings then last for
     /// one transaction, and every piece of work is one.
     is_pooled: bool,
     /// False for a replica.
     needs_writes: bool,
     open: String,
-    begin_read: String,
+    begin_read: Option<String>,
     begin_scan: String,
     begin_write: String,
 }
 
 impl Setup {
     /// For statements that the database ends after `statement_timeout`.
-    pub(super) fn new(statement_timeout: Duration, is_pooled: bool, needs_writes: bool) -> Self {
+    pub(super) fn new(statement_timeout: Duration, is_pooled: bool) -> Self {
         let statement_timeout = statement_timeout.as_millis().to_string();
-        let common = || PLANNER.into_iter().chain([("statement_timeout", statement_timeout.as_str()), KEEPALIVE[0]]);
-        let set = |command: &str, settings: &mut dyn Iterator<Item = (&str, &str)>| {
-            settings.map(|(name, value)| format!("{command} {name} = '{value}'; ")).collect::<String>()
-        };
+        let common = PLANNER.into_iter().chain([("statement_timeout", statement_timeout.as_str()), KEEPALIVE[0]]);
+        let scan = set("SET LOCAL", SCAN);
         if is_pooled {
-            let (common, scan) = (set("SET LOCAL", &mut common()), set("SET LOCAL", &mut SCAN.into_iter()));
-            let identity = identity(true);
+            let (common, identity) = (set("SET LOCAL", common), identity(true));
             return Self {
                 is_pooled,
-                needs_writes,
-                open: identity.clone(),
-                begin_read: format!("BEGIN READ ONLY; {FORGET}{common}{identity}"),
+                needs_writes: true,
+                begin_read: Some(format!("BEGIN READ ONLY; {FORGET}{common}{identity}")),
                 begin_scan: format!("BEGIN READ ONLY; {FORGET}{common}{scan}{identity}"),
                 begin_write: format!("BEGIN; {FORGET}{common}{identity}"),
+                open: identity,
             };
         }
         Self {
             is_pooled,
-            needs_writes,
-            open: set("SET", &mut common().chain(KEEPALIVE.into_iter().skip(1))) + &identity(false),
-            begin_read: String::new(),
-            begin_scan: format!("BEGIN READ ONLY; {}", set("SET LOCAL", &mut SCAN.into_iter())),
+            needs_writes: true,
+            open: set("SET", common.chain(KEEPALIVE.into_iter().skip(1))) + &identity(false),
+            begin_read: None,
+            begin_scan: format!("BEGIN READ ONLY; {scan}"),
             begin_write: "BEGIN".to_owned(),
         }
     }
 
-    /// Opens a connection and identifies its backend.
-    ///
-    /// # Errors
-    /// Also when the database accepts no writes and must: a replica that lags behind must not
-    /// answer a check.
-    pub(super) async fn open(&self, options: &PgConnectOptions) -> Result<(PgConnection, Backend), sqlx::Error> {
-        let mut connection = PgConnection::connect_with(options).await?;
-        sockets::give_up_dead_peers(options.get_port());
-        let backend = self.identify(&mut connection, &self.open).await?;
-        Ok((connection, backend))
+    /// The same for a database that accepts no writes.
+    pub(super) fn for_replica(self) -> Self {
+        Self { needs_writes: false, ..self }
+    }
+
+    /// False for a replica.
+    pub(super) fn needs_writes(&self) -> bool {
+        self.needs_writes
     }
 
     /// `options`, with what this setup needs of the driver.
@@ -137,47 +132,42 @@ impl Setup {
         if self.is_pooled { options.statement_cache_capacity(0) } else { options }
     }
 
-    /// True if a database that accepts no writes will do.
-    pub(super) fn takes_read_only(&self) -> bool {
-        !self.needs_writes
+    /// Opens a connection and identifies its backend.
+    ///
+    /// # Errors
+    /// Also when the database accepts no writes and must: a replica that lags behind must not
+    /// answer a check.
+    pub(super) async fn open(&self, options: &PgConnectOptions) -> Result<(PgConnection, Backend), sqlx::Error> {
+        let mut connection = PgConnection::connect_with(options).await?;
+        sockets::give_up_dead_peers(options.get_port());
+        let backend = self.run(&mut connection, &self.open).await?.ok_or(sqlx::Error::RowNotFound)?;
+        Ok((connection, backend))
     }
 
-    /// The backend that works for this connection until the end of a transaction.
-    pub(super) fn backend_of_session(&self, backend: Backend) -> Option<Backend> {
-        (!self.is_pooled).then_some(backend)
-    }
-
-    /// Begins work of this mode. Returns the backend if it is another one for each transaction.
-    async fn begin(&self, connection: &mut PgConnection, mode: Mode) -> Result<Option<Backend>, sqlx::Error> {
-        let text = match mode {
-            Mode::Read => &self.begin_read,
-            Mode::Scan => &self.begin_scan,
-            Mode::Write => &self.begin_write,
-        };
-        if self.is_pooled {
-            return self.identify(connection, text).await.map(Some);
+    /// The text that begins a transaction for work of this mode; `None` if it needs none.
+    fn begin(&self, mode: Mode) -> Option<&str> {
+        match mode {
+            Mode::Read => self.begin_read.as_deref(),
+            Mode::Scan => Some(&self.begin_scan),
+            Mode::Write => Some(&self.begin_write),
         }
-        if !text.is_empty() {
-            sqlx::raw_sql(AssertSqlSafe(text.as_str())).execute(connection).await?;
-        }
-        Ok(None)
     }
 
-    /// True if work of this mode ends with COMMIT or ROLLBACK.
-    fn is_transaction(&self, mode: Mode) -> bool {
-        self.is_pooled || mode != Mode::Read
-    }
-
-    /// Runs statements of which the last one is [`identity`].
-    async fn identify(&self, connection: &mut PgConnection, text: &str) -> Result<Backend, sqlx::Error> {
+    /// Runs one of the texts, and returns the backend if it asks for it.
+    async fn run(&self, connection: &mut PgConnection, text: &str) -> Result<Option<Backend>, sqlx::Error> {
         let rows = sqlx::raw_sql(AssertSqlSafe(text)).fetch_all(connection).await?;
-        let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
+        let Some(row) = rows.last() else { return Ok(None) };
         if self.needs_writes && row.try_get(3)? {
             return Err(sqlx::Error::Protocol("the database takes no writes".to_owned()));
         }
         let transaction = if self.is_pooled { row.try_get(2)? } else { None };
-        Ok(Backend { pid: row.try_get(0)?, started_at: row.try_get(1)?, transaction })
+        Ok(Some(Backend { pid: row.try_get(0)?, started_at: row.try_get(1)?, transaction }))
     }
+}
+
+/// Statements that make these settings. `command` is `SET` or `SET LOCAL`.
+fn set<'a>(command: &str, settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    settings.into_iter().map(|(name, value)| format!("{command} {name} = '{value}'; ")).collect()
 }
 
 /// A statement that identifies the backend, reports whether it accepts no writes, and makes it wait
@@ -218,7 +208,8 @@ impl Manager for Sessions {
         // silent, too.
         let generation = self.link.generation();
         let (connection, backend) = self.hosts.open().await?;
-        let backend = self.hosts.setup().backend_of_session(backend);
+        // That of a pooler is known only while a transaction runs.
+        let backend = backend.transaction.is_none().then_some(backend);
         Ok(Session { connection, backend, generation, used_at: Instant::now(), is_idle: true })
     }
 
@@ -434,12 +425,12 @@ pub(super) async fn work_on<T, W>(
 where
     W: for<'c> FnOnce(&'c mut PgConnection) -> Working<'c, T> + Send + 'static,
 {
-    let lost = |error| WorkError { stop: Stop::Database(error), is_connection_usable: false };
-    if let Some(its_backend) = setup.begin(connection, mode).await.map_err(lost)? {
-        let _ = backend.set(its_backend);
-    }
-    if !setup.is_transaction(mode) {
+    let Some(begin) = setup.begin(mode) else {
         return work(connection).await.map_err(|stop| WorkError::of(stop, true));
+    };
+    let lost = |error| WorkError { stop: Stop::Database(error), is_connection_usable: false };
+    if let Some(its_backend) = setup.run(connection, begin).await.map_err(lost)? {
+        let _ = backend.set(its_backend);
     }
     match work(&mut *connection).await {
         Ok(done) => {
@@ -475,7 +466,37 @@ pub(super) async fn close(pool: &Pool<Sessions>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+
+    /// The values that remain set after `text`.
+    fn settings<'t>(command: &str, text: &'t str) -> HashMap<&'t str, &'t str> {
+        let setting = |statement: &'t str| statement.trim().strip_prefix(command)?.trim().split_once(" = ");
+        text.split(';').filter_map(setting).collect()
+    }
+
+    #[test]
+    fn settings_are_made_for_a_session_or_for_each_transaction_of_a_pooler() {
+        let of_session = Setup::new(Duration::from_secs(7), false);
+        let made = settings("SET", &of_session.open);
+        assert_eq!((made["enable_seqscan"], made["statement_timeout"], made["tcp_user_timeout"]), ("'off'", "'7000'", "'10s'"));
+        assert!(of_session.begin(Mode::Read).is_none());
+        for (mode, scans) in [(Mode::Scan, Some(&"'on'")), (Mode::Write, None)] {
+            assert_eq!(settings("SET LOCAL", of_session.begin(mode).expect("a transaction")).get("enable_seqscan"), scans);
+        }
+        let pooled = Setup::new(Duration::from_secs(7), true);
+        assert!(settings("SET", &pooled.open).is_empty(), "the session is another client's next");
+        for (mode, begin, scans) in
+            [(Mode::Read, "BEGIN READ ONLY", "'off'"), (Mode::Scan, "BEGIN READ ONLY", "'on'"), (Mode::Write, "BEGIN", "'off'")]
+        {
+            let text = pooled.begin(mode).expect("a transaction");
+            assert!(text.starts_with(&format!("{begin}; {FORGET}SET LOCAL ")) && text.ends_with(&identity(true)), "{text}");
+            let made = settings("SET LOCAL", text);
+            assert_eq!((made["enable_seqscan"], made["statement_timeout"]), (scans, "'7000'"), "{mode:?}");
+            assert_eq!(made["idle_in_transaction_session_timeout"], "'10s'", "{mode:?}");
+        }
+    }
 
     #[test]
     fn a_connection_is_reused_only_if_it_was_rolled_back_and_its_error_allows_it() {

@@ -13,8 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     address_book::{domain, email, numbered, request},
-    gateway::error,
-    harness::{TestServer, http_client},
+    harness::{TestServer, error, http_client},
 };
 
 fn dnc(server: &TestServer, dir: &Path, args: &[&str]) -> Command {
@@ -457,4 +456,39 @@ async fn a_file_is_shown_as_it_is_understood() {
         assert_eq!(answer.status(), 400, "{query}");
         assert!(error(answer).await["message"].as_str().unwrap().contains(said), "{query}");
     }
+}
+
+#[tokio::test]
+async fn invalid_lines_of_a_file_are_rejected_one_by_one_with_their_causes() {
+    let server = TestServer::start().await;
+    let post = |media_type: &'static str, body: String| {
+        let request = server.post_request().header("content-type", media_type).body(body);
+        async move { request.send().await.unwrap() }
+    };
+    let answer = post(
+        "application/x-ndjson",
+        "{\"email\":\"a@example.com\"}\n{\"email\":\"x@example.com\",\"type\":7}\n\nnonsense\n{\"email\":\"bad\"}\n".into(),
+    )
+    .await;
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!((&body["data"]["imported"], &body["data"]["failed"]), (&json!(1), &json!(3)));
+    let errors = json!([
+        {"index": 1, "line": 2, "field": "type", "code": "INVALID_TYPE", "message": "The type is neither email nor domain."},
+        {"index": 2, "line": 4, "field": "", "code": "INVALID_LINE", "message": "The line is not valid JSON."},
+        body["data"]["errors"][2],
+    ]);
+    assert_eq!(body["data"]["errors"], errors);
+    assert_eq!((&body["data"]["errors"][2]["index"], &body["data"]["errors"][2]["line"]), (&json!(3), &json!(5)));
+    let answer = post("text/csv", format!("EMAIL,reason\nb@example.com,bounce\n{},x\nbad,\n", "x".repeat(70_000))).await;
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!((&body["data"]["imported"], &body["data"]["failed"]), (&json!(1), &json!(2)));
+    let error = &body["data"]["errors"][0];
+    assert_eq!((&error["code"], &error["line"]), (&json!("LINE_TOO_LONG"), &json!(3)));
+    assert_eq!(error["message"], "The line is longer than 64 KiB, or has more than 1,000 cells.");
+    let answer = post("text/csv", "name,phone\nx,y\n".into()).await;
+    assert_eq!(answer.status(), 400);
+    assert!(answer.text().await.unwrap().contains("header"));
+    let many: String = (0..30_000).map(|i| format!("{{\"email\":\"many{i}@example.com\"}}\n")).collect();
+    let body: Value = post("application/x-ndjson", many).await.json().await.unwrap();
+    assert_eq!(body["data"], json!({"imported": 30_000, "skipped": 0}));
 }

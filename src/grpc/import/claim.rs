@@ -21,6 +21,9 @@ use crate::{
 /// How long a repeat waits for the import that has its idempotency key.
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The pause before another attempt to release a claim.
+const RELEASE_PAUSE: Duration = Duration::from_secs(1);
+
 /// An idempotency key that this import has claimed. The claim is renewed in the background until
 /// this is dropped. Unless the import has succeeded, the claim is then released, so that the next
 /// try need not wait.
@@ -42,8 +45,13 @@ impl Drop for Claimed {
         let (store, workspace, import) = (self.store.clone(), self.workspace, self.import);
         let idempotency_key = std::mem::take(&mut self.idempotency_key);
         tokio::spawn(async move {
-            if let Err(error) = store.release_claim(workspace, import, &idempotency_key).await {
-                tracing::debug!(cause = %error, "an idempotency key stays claimed until its lease ends");
+            let lease_ends_at = Instant::now() + Store::LEASE;
+            while let Err(error) = store.release_claim(workspace, import, &idempotency_key).await {
+                if Instant::now() >= lease_ends_at {
+                    tracing::debug!(cause = %error, "an idempotency key stays claimed until its lease ends");
+                    return;
+                }
+                sleep(RELEASE_PAUSE).await;
             }
         });
     }

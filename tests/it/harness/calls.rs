@@ -139,6 +139,10 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    pub fn code(&self) -> Code {
+        self.result.as_ref().err().map_or(Code::Ok, Status::code)
+    }
+
     #[track_caller]
     pub fn require(&self, code: Code) {
         self.require_one_of(&[code]);
@@ -146,8 +150,7 @@ impl Outcome {
 
     #[track_caller]
     pub fn require_one_of(&self, codes: &[Code]) {
-        let found = self.result.as_ref().err().map_or(Code::Ok, Status::code);
-        assert!(codes.contains(&found), "{:?} after {:?}: {:?}", self.kind, self.elapsed, self.result);
+        assert!(codes.contains(&self.code()), "{:?} after {:?}: {:?}", self.kind, self.elapsed, self.result);
     }
 }
 

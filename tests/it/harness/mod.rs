@@ -3,6 +3,7 @@
 
 pub mod browser;
 mod calls;
+mod http;
 pub mod process;
 mod proxy;
 mod served;
@@ -27,11 +28,13 @@ use dnc::{
     grpc::{DncService, auth::Authenticator, guard::Guard, rate::Rate},
     postgres::{self, PrivatePostgres},
     proto::{
-        ImportEntriesRequest, ImportEntriesResponse, dnc_service_client::DncServiceClient, dnc_service_server::DncServiceServer,
+        ImportEntriesRequest, ImportEntriesResponse, ListEntriesRequest, dnc_service_client::DncServiceClient,
+        dnc_service_server::DncServiceServer,
     },
     server::{Bound, Ended},
     store::{Store, StoreOptions},
 };
+pub use http::{error, gzip, zstd};
 pub use proxy::{Flow, Proxy};
 pub use served::{Served, signal};
 use sqlx::{Connection, PgConnection};
@@ -138,6 +141,11 @@ async fn new_database(run: &Run, template: &str) -> String {
     format!("{}{name}", run.base_url)
 }
 
+/// Lets a database pass for one with Citus: only the name of an extension is asked for, and what is
+/// done there runs on any PostgreSQL.
+pub const PASS_FOR_CITUS: &str =
+    "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql'";
+
 /// A PostgreSQL of its own with a migrated database, for a test that damages it or reads its log.
 pub struct OwnPostgres {
     // Dropped first, so that the server has stopped before its directory is removed.
@@ -154,6 +162,10 @@ impl OwnPostgres {
         let server = PrivatePostgres::start(options).await.unwrap();
         server.create_database("dnc", "template0").await.unwrap();
         let url = server.url("dnc");
+        // What is killed here are processes. A disk that is busy with other tests stalls them all.
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql("ALTER SYSTEM SET fsync = off").execute(&mut connection).await.unwrap();
+        sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
         let store = store(&url);
         store.migrate().await.unwrap();
         store.close().await;
@@ -381,4 +393,21 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnM
         assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Asserts that no session of a service is left in a transaction or a statement, that it has at
+/// most `connections_max` of them, and that the maintained count is that of the rows.
+pub async fn require_nothing_left(server: &TestServer, connections_max: i64) {
+    let sessions = "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity
+                    WHERE application_name = 'dnc' AND datname = current_database() AND pid <> pg_backend_pid()";
+    // The service has one more to watch the link. The store of the test has four and one.
+    let sessions_max = connections_max + 1 + 5;
+    until("the sessions are idle, and not too many", || async {
+        let (all, busy): (i64, i64) = sqlx::query_as(sessions).fetch_one(&mut server.connection().await).await.unwrap();
+        all <= sessions_max && busy == 0
+    })
+    .await;
+    let call = with_key(ListEntriesRequest::default(), &server.key);
+    let listed = server.client().await.list_entries(call).await.unwrap().into_inner();
+    assert_eq!(listed.total_size, server.count().await);
 }

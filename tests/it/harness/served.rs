@@ -2,7 +2,13 @@
 
 #![allow(dead_code, reason = "each program that includes this file uses a part of it")]
 
-use std::{io, path::Path, process::ExitStatus, process::Stdio, time::Duration};
+use std::{
+    io,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -16,6 +22,7 @@ pub struct Served {
     pub grpc_url: String,
     /// Empty unless `--metrics-addr` is given.
     pub metrics_url: String,
+    about_replica: Arc<Mutex<Vec<String>>>,
 }
 
 impl Served {
@@ -26,9 +33,18 @@ impl Served {
     pub async fn start(program: &Path, flags: &[&str], database_url: &str) -> io::Result<Self> {
         let mut child = Self::spawn(program, flags, database_url)?;
         let mut log = BufReader::new(child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?).lines();
+        let about_replica = Arc::<Mutex<Vec<String>>>::default();
+        let kept = about_replica.clone();
+        let keep = move |line: String| {
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if let (Some("dnc::store::replica"), Some(message)) = (line["target"].as_str(), line["message"].as_str()) {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).push(message.to_owned());
+            }
+            line
+        };
         let serving = async {
             while let Some(line) = log.next_line().await? {
-                let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                let line = keep(line);
                 if let (Some(http), Some(grpc)) = (line["http"].as_str(), line["grpc"].as_str()) {
                     let metrics = line["metrics"].as_str().unwrap_or_default();
                     return Ok((http.to_owned(), grpc.to_owned(), metrics.to_owned()));
@@ -39,8 +55,17 @@ impl Served {
         let (http_url, grpc_url, metrics_url) =
             tokio::time::timeout(Duration::from_secs(30), serving).await.map_err(|_| io::ErrorKind::TimedOut)??;
         // The log is read on, so that its lines are not dropped.
-        tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
-        Ok(Self { child, http_url, grpc_url, metrics_url })
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = log.next_line().await {
+                keep(line);
+            }
+        });
+        Ok(Self { child, http_url, grpc_url, metrics_url, about_replica })
+    }
+
+    /// What it has logged about its replica.
+    pub fn log_about_replica(&self) -> Vec<String> {
+        self.about_replica.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Starts the process without waiting for it.

@@ -14,6 +14,7 @@ use dnc::{
 use sqlx::Connection;
 use time::OffsetDateTime;
 use tokio::{task::JoinSet, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::{
@@ -258,4 +259,30 @@ async fn a_dry_run_that_is_dropped_during_a_batch_leaves_no_addresses() {
         sqlx::query_scalar(is_empty).fetch_one(&mut server.connection().await).await.unwrap()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_release_fails_is_released_later() {
+    let server = TestServer::start_with(&["--database-statement-timeout-secs", "1"], &database().await).await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let options = ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
+    send.send(with_options(numbered(0..1).collect(), options)).await.unwrap();
+    let call = with_key(ReceiverStream::new(messages), &server.key);
+    let mut client = server.client().await;
+    let importing = tokio::spawn(async move { client.import_entries(call).await });
+    let count = async |counted: &'static str| -> i64 {
+        sqlx::query_scalar(counted).fetch_one(&mut server.connection().await).await.unwrap()
+    };
+    let claimed = "SELECT count(*) FROM import_requests";
+    until("the key is claimed", async || count(claimed).await == 1).await;
+    let mut connection = server.connection().await;
+    let mut lock = connection.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE import_requests IN SHARE MODE").execute(&mut *lock).await.unwrap();
+    importing.abort();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'DELETE FROM import_requests%'";
+    until("the release waits", async || count(waiting).await == 1).await;
+    until("it is given up", async || count(waiting).await == 0).await;
+    lock.rollback().await.unwrap();
+    until("the key is released", async || count(claimed).await == 0).await;
 }

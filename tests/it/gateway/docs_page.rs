@@ -1,12 +1,12 @@
 //! The interactive documentation at `/docs`, in a browser.
 
 use crate::{
+    gateway::page::assert_clean,
     harness::{
         TestServer,
         browser::{Browser, Page},
         http_client,
     },
-    page::assert_clean,
 };
 
 /// Enters a key, in place of the one before.

@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     address_book,
-    gateway::error,
-    harness::{TestServer, database, http_client},
+    harness::{TestServer, database, error, http_client},
 };
 
 impl TestServer {

@@ -10,7 +10,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::{
     address_book::{numbered, with_options},
-    harness::{Flow, Proxy, TestServer, database, options, until},
+    harness::{Flow, PASS_FOR_CITUS, Proxy, TestServer, database, options, until},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -45,17 +45,19 @@ async fn counts(connection: &mut PgConnection, workspace: i64) -> [i64; 4] {
     found
 }
 
-/// Ends the server, which would delete rows as well, and lets its database pass for one with Citus
-/// if `has_citus`.
-async fn end(server: TestServer, has_citus: bool) {
+/// The URL of a database without a server, which would delete rows as well, and the first of its
+/// two workspaces. It passes for one with Citus if `has_citus`.
+async fn without_server(has_citus: bool) -> (String, i64) {
+    let server = TestServer::start().await;
+    let (url, workspace) = (server.database_url.clone(), server.workspace.0);
     let mut connection = server.connection().await;
     server.begin_stop();
     server.ended().await;
     if has_citus {
-        let rename = "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql'";
-        sqlx::raw_sql(rename).execute(&mut connection).await.unwrap();
+        sqlx::raw_sql(PASS_FOR_CITUS).execute(&mut connection).await.unwrap();
     }
     connection.close().await.unwrap();
+    (url, workspace)
 }
 
 fn store(url: &str) -> Store {
@@ -92,11 +94,10 @@ async fn servers_delete_what_is_past_its_retention_and_nothing_else() {
 
 #[tokio::test]
 async fn what_is_past_its_retention_is_deleted_by_workspace_where_citus_is_installed() {
-    let server = TestServer::start().await;
-    let (url, ours, theirs) = (server.database_url.clone(), server.workspace.0, server.other_workspace.0);
-    end(server, true).await;
+    let (url, ours) = without_server(true).await;
     let store = store(&url);
     let mut connection = PgConnection::connect(&url).await.unwrap();
+    let theirs = ours + 1;
     write(&mut connection, ours, 401 * DAY, 30).await;
     write(&mut connection, ours, 399 * DAY, 20).await;
     write(&mut connection, theirs, 401 * DAY, 5).await;
@@ -122,9 +123,7 @@ async fn an_import_is_remembered_from_its_end_and_one_without_an_end_from_its_la
         (110, Some(30), 20, true, false),
     ];
     for has_citus in [false, true] {
-        let server = TestServer::start().await;
-        let (url, ours) = (server.database_url.clone(), server.workspace.0);
-        end(server, has_citus).await;
+        let (url, ours) = without_server(has_citus).await;
         let store = store(&url);
         let mut connection = PgConnection::connect(&url).await.unwrap();
         let now = OffsetDateTime::now_utc();
@@ -167,9 +166,7 @@ async fn an_import_is_remembered_from_its_end_and_one_without_an_end_from_its_la
 #[tokio::test]
 async fn each_workspace_is_cleared_by_itself_however_many_there_are() {
     for has_citus in [false, true] {
-        let server = TestServer::start().await;
-        let (url, first) = (server.database_url.clone(), server.workspace.0);
-        end(server, has_citus).await;
+        let (url, first) = without_server(has_citus).await;
         let store = store(&url);
         let mut connection = PgConnection::connect(&url).await.unwrap();
         let many = "INSERT INTO workspaces (name) SELECT n::text FROM generate_series(1, 1200) n";
@@ -187,9 +184,7 @@ async fn each_workspace_is_cleared_by_itself_however_many_there_are() {
 
 #[tokio::test]
 async fn a_row_that_another_server_deletes_is_skipped() {
-    let server = TestServer::start().await;
-    let (url, ours) = (server.database_url.clone(), server.workspace.0);
-    end(server, false).await;
+    let (url, ours) = without_server(false).await;
     let store = store(&url);
     let mut connection = PgConnection::connect(&url).await.unwrap();
     write(&mut connection, ours, 3 * DAY, 3).await;
@@ -210,9 +205,7 @@ async fn a_row_that_another_server_deletes_is_skipped() {
 async fn what_is_not_past_its_retention_is_not_read() {
     const RECENT: usize = 3_000;
     for has_citus in [false, true] {
-        let server = TestServer::start().await;
-        let (url, ours) = (server.database_url.clone(), server.workspace.0);
-        end(server, has_citus).await;
+        let (url, ours) = without_server(has_citus).await;
         let mut connection = PgConnection::connect(&url).await.unwrap();
         write(&mut connection, ours, DAY / 2, RECENT).await;
         write(&mut connection, ours, 3 * DAY, 10).await;

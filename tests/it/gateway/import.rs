@@ -1,7 +1,7 @@
 //! The gateway: the import as it is documented, and the answers to every kind of invalid request.
 
 use dnc::server::Bound;
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,23 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Proxy, TestServer, database, http_client, options, until};
-
-/// Asserts that an error has the documented form, and returns its body.
-pub(crate) async fn error(response: Response) -> Value {
-    let status = response.status();
-    assert_eq!(response.headers()["content-type"], "application/json");
-    assert!(response.headers().contains_key("x-request-id"));
-    assert_eq!(response.headers()["x-content-type-options"], "nosniff");
-    if response.url().path().starts_with("/v1/") {
-        assert_eq!(response.headers()["cache-control"], "no-store");
-    }
-    let body: Value = response.json().await.unwrap();
-    assert_eq!(body["error"], status.canonical_reason().unwrap());
-    assert_eq!(body["code"], status.as_u16());
-    assert!(body["message"].as_str().unwrap().len() > 10);
-    body
-}
+use crate::harness::{Proxy, TestServer, database, error, gzip, http_client, options, until, zstd};
 
 #[tokio::test]
 async fn the_request_of_the_reference_is_answered_as_documented() {
@@ -316,16 +300,6 @@ async fn both_listeners_speak_tls() {
     let mut client = dnc::proto::dnc_service_client::DncServiceClient::new(endpoint.connect().await.unwrap());
     let call = crate::harness::with_key(tokio_stream::iter([crate::address_book::request(vec![])]), &server.key);
     assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, 0);
-}
-
-pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    std::io::Write::write_all(&mut encoder, bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
-pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
-    zstd::stream::encode_all(bytes, 3).unwrap()
 }
 
 #[tokio::test]

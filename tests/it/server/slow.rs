@@ -25,8 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     address_book::{email, request},
-    faults::require_nothing_left,
-    harness::{Kind, TestServer, all_of, database, make_all, until, with_key},
+    harness::{Kind, TestServer, all_of, database, make_all, require_nothing_left, until, with_key},
 };
 
 /// A server with `entries` long entries on each of the two lists. An export of 3,000 of them is

@@ -549,7 +549,7 @@ async fn the_list_is_filtered_exported_and_entries_are_removed_once_confirmed() 
 
 #[test]
 fn the_page_offers_every_source_of_a_file() {
-    let page = include_str!("../../src/gateway/page/index.html");
+    let page = include_str!("../../../src/gateway/page/index.html");
     let start = page.find("<select id=\"import-from\">").unwrap();
     let offered: Vec<_> = page[start..]
         .split("</select>")

@@ -570,9 +570,10 @@ async fn an_import_whose_key_is_revoked_says_what_is_stored() {
     std::io::Write::write_all(&mut pipe, lines.as_bytes()).unwrap();
     until("some of it is stored", || async { server.count().await >= 20_000 }).await;
     server.store.revoke_key("key_1".parse().unwrap()).await.unwrap();
+    let client = server.client().await;
     let refused = async || {
         let call = crate::harness::with_key(dnc::proto::SummarizeEntriesRequest {}, &server.key);
-        server.client().await.summarize_entries(call).await.is_err()
+        client.clone().summarize_entries(call).await.is_err_and(|status| status.code() == tonic::Code::Unauthenticated)
     };
     until("the key is refused", refused).await;
     let _ = std::io::Write::write_all(&mut pipe, lines.as_bytes());

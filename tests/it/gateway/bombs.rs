@@ -13,10 +13,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{
-    gateway::{error, gzip, zstd},
-    harness::{TestServer, database, http_client, until},
-};
+use crate::harness::{TestServer, database, error, gzip, http_client, until, zstd};
 
 /// The costliest bodies, each with its media type and encoding.
 fn attacks() -> Vec<(&'static str, &'static str, Vec<u8>)> {

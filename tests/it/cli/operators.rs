@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     address_book::{domain, email, numbered, request},
-    harness::{TestServer, database, http_client, options, with_key},
+    harness::{PASS_FOR_CITUS, TestServer, database, http_client, options, with_key},
 };
 
 /// Runs a command that must succeed, and returns its standard output and standard error.
@@ -237,17 +237,18 @@ async fn tables_are_distributed_once_by_workspace() {
     let refused = migrate();
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8(refused.stderr).unwrap().contains("Citus is not installed in this database."));
-    // What is called of Citus: its name, its table of tables, and the function that distributes
-    // one.
-    let citus = "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql';
-        CREATE TABLE pg_dist_partition (logicalrelid regclass, how text);
+    // What is called of Citus beside its name: its table of tables, and the function that
+    // distributes one.
+    let citus = "CREATE TABLE pg_dist_partition (logicalrelid regclass, how text);
         CREATE FUNCTION create_distributed_table(
             table_name regclass, distribution_column text, distribution_type text DEFAULT 'hash',
             colocate_with text DEFAULT 'default', shard_count int DEFAULT NULL
         ) RETURNS void LANGUAGE sql AS $$
             INSERT INTO pg_dist_partition
             VALUES ($1, concat_ws(' ', $2, $3, $4, $5)) $$";
-    sqlx::raw_sql(citus).execute(&mut connection).await.unwrap();
+    for statements in [PASS_FOR_CITUS, citus] {
+        sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
+    }
     for now in [7, 0] {
         let (_, said) = dnc(&server, &["migrate", "--distribute", "citus"]);
         assert!(said.contains(&format!("the tables are distributed ({now} of them now)")), "{said}");

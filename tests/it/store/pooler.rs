@@ -50,7 +50,7 @@ impl Pooler {
             format!("auth_type = trust\nauth_file = {}\npool_mode = {mode}", users.display()),
         ];
         std::fs::write(dir.path().join("rules"), rules.join("\n")).unwrap();
-        let mut pooler = Self { child: Self::spawn(dir.path()), address, dir };
+        let pooler = Self { child: Self::spawn(dir.path()), address, dir };
         pooler.ready().await;
         Some(pooler)
     }
@@ -63,7 +63,7 @@ impl Pooler {
         command.arg("-q").arg(dir.join("rules")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
-    async fn ready(&mut self) {
+    async fn ready(&self) {
         until("PgBouncer accepts connections", || async { tokio::net::TcpStream::connect(self.address).await.is_ok() }).await;
     }
 

@@ -14,7 +14,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     address_book::{domain, email, numbered, request, with_options},
-    harness::{TestServer, http_client, until, with_key},
+    harness::{PASS_FOR_CITUS, TestServer, http_client, until, with_key},
 };
 
 fn counts(answer: &ImportEntriesResponse) -> (u64, u64, u64) {
@@ -204,10 +204,7 @@ async fn a_long_stream_in_many_batches_counts_exactly_and_is_logged_once() {
 #[tokio::test]
 async fn counts_are_exact_where_citus_is_installed() {
     let server = TestServer::start().await;
-    // The statement that is used then runs on any PostgreSQL; only the name of the extension is
-    // needed.
-    let rename = "SET allow_system_table_mods = on; UPDATE pg_extension SET extname = 'citus' WHERE extname = 'plpgsql'";
-    sqlx::raw_sql(rename).execute(&mut server.connection().await).await.unwrap();
+    sqlx::raw_sql(PASS_FOR_CITUS).execute(&mut server.connection().await).await.unwrap();
     let first = server.import(vec![request(numbered(0..5).collect())]).await.unwrap();
     assert_eq!(counts(&first), (5, 0, 0));
     let known = Some(Timestamp { seconds: 1_000_000_000, nanos: 0 });
