@@ -275,34 +275,6 @@ async fn a_gateway_alone_serves_a_service_in_another_process() {
 }
 
 #[tokio::test]
-async fn both_listeners_speak_tls() {
-    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    std::fs::write(&cert, certificate.cert.pem()).unwrap();
-    std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
-    let flags = ["--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
-    http_client();
-    let server = TestServer::start_with(&flags, &database().await).await;
-    assert!(server.http_url.starts_with("https://"));
-    let local = |url: &str| url.replace("127.0.0.1", "localhost");
-
-    let root = reqwest::Certificate::from_pem(certificate.cert.pem().as_bytes()).unwrap();
-    let client = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
-    let request = client.post(format!("{}/v1/dnc/import", local(&server.http_url))).header("x-api-key", &server.key);
-    let response = request.json(&json!({"entries":[{"email":"a@example.com"}]})).send().await.unwrap();
-    assert_eq!(response.status(), 200);
-
-    let tls = tonic::transport::ClientTlsConfig::new()
-        .ca_certificate(tonic::transport::Certificate::from_pem(certificate.cert.pem()))
-        .domain_name("localhost");
-    let endpoint = tonic::transport::Endpoint::from_shared(server.grpc_url.clone()).unwrap().tls_config(tls).unwrap();
-    let mut client = dnc::proto::dnc_service_client::DncServiceClient::new(endpoint.connect().await.unwrap());
-    let call = crate::harness::with_key(tokio_stream::iter([crate::address_book::request(vec![])]), &server.key);
-    assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, 0);
-}
-
-#[tokio::test]
 async fn compressed_bodies_are_decompressed_within_limits() {
     let server = TestServer::start().await;
     let post = |encoding: &'static str, media_type: &'static str, body: Vec<u8>| {

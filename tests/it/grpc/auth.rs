@@ -202,10 +202,7 @@ async fn a_revoked_key_stops_working_even_within_a_stream() {
     let server = TestServer::start().await;
     let owner = KeyOwner::Workspace(server.workspace);
     let (id, key) = server.store.issue_key(owner, Scope::Write, "", None).await.unwrap();
-    let (send, messages) = tokio::sync::mpsc::channel(1);
-    let mut client = server.client().await;
-    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), key.reveal());
-    let running = tokio::spawn(async move { client.import_entries(call).await });
+    let (send, running) = server.begin_import(key.reveal()).await;
     send.send(request(numbered(0..20_001).collect())).await.unwrap();
     until("the first batch is stored", || async { server.count().await == 20_000 }).await;
 

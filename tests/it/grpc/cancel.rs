@@ -14,7 +14,6 @@ use dnc::{
 use sqlx::Connection;
 use time::OffsetDateTime;
 use tokio::{task::JoinSet, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::{
@@ -264,12 +263,9 @@ async fn a_dry_run_that_is_dropped_during_a_batch_leaves_no_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_whose_release_fails_is_released_later() {
     let server = TestServer::start_with(&["--database-statement-timeout-secs", "1"], &database().await).await;
-    let (send, messages) = tokio::sync::mpsc::channel(1);
+    let (send, importing) = server.begin_import(&server.key).await;
     let options = ImportOptions { request_id: "x".into(), ..ImportOptions::default() };
     send.send(with_options(numbered(0..1).collect(), options)).await.unwrap();
-    let call = with_key(ReceiverStream::new(messages), &server.key);
-    let mut client = server.client().await;
-    let importing = tokio::spawn(async move { client.import_entries(call).await });
     let count = async |counted: &'static str| -> i64 {
         sqlx::query_scalar(counted).fetch_one(&mut server.connection().await).await.unwrap()
     };

@@ -352,10 +352,7 @@ async fn the_log_has_one_row_for_each_import_with_its_counts() {
 #[tokio::test]
 async fn an_import_whose_caller_is_gone_is_logged_as_not_finished() {
     let server = TestServer::start().await;
-    let (send, messages) = tokio::sync::mpsc::channel(1);
-    let mut client = server.client().await;
-    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
-    let running = tokio::spawn(async move { client.import_entries(call).await });
+    let (send, running) = server.begin_import(&server.key).await;
     send.send(request(numbered(0..25_000).collect())).await.unwrap();
     until("two batches are stored", || async { server.count().await == 20_000 }).await;
     running.abort();
@@ -393,10 +390,7 @@ async fn an_idempotency_key_is_valid_only_for_the_same_entries() {
 async fn a_long_repeat_does_not_wait_for_the_running_import() {
     let server = TestServer::start().await;
     let options = Some(ImportOptions { request_id: "a".to_owned(), ..ImportOptions::default() });
-    let (send, messages) = tokio::sync::mpsc::channel(1);
-    let mut client = server.client().await;
-    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
-    let running = tokio::spawn(async move { client.import_entries(call).await });
+    let (send, running) = server.begin_import(&server.key).await;
     let first =
         ImportEntriesRequest { entries: numbered(0..5).collect(), options: options.clone(), ..ImportEntriesRequest::default() };
     send.send(first.clone()).await.unwrap();
@@ -425,10 +419,7 @@ async fn a_long_repeat_does_not_wait_for_the_running_import() {
 #[tokio::test]
 async fn a_revoked_key_ends_a_slow_stream() {
     let server = TestServer::start().await;
-    let (send, messages) = tokio::sync::mpsc::channel(1);
-    let mut client = server.client().await;
-    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
-    let running = tokio::spawn(async move { client.import_entries(call).await });
+    let (send, running) = server.begin_import(&server.key).await;
     send.send(request(numbered(0..1).collect())).await.unwrap();
     let key = server.store.list_keys().await.unwrap().into_iter().next().unwrap().id;
     server.store.revoke_key(key).await.unwrap();
@@ -450,10 +441,7 @@ async fn a_long_dry_run_holds_no_connection_between_its_batches() {
         .unwrap();
     let mut running = Vec::new();
     for _ in 0..6 {
-        let (send, messages) = tokio::sync::mpsc::channel(1);
-        let mut client = server.client().await;
-        let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
-        running.push((send, tokio::spawn(async move { client.import_entries(call).await })));
+        running.push(server.begin_import(&server.key).await);
     }
     let options = Some(ImportOptions { validate_only: true, ..ImportOptions::default() });
     for (send, _) in &running {

@@ -135,7 +135,7 @@ impl Kind {
 pub struct Outcome {
     kind: Kind,
     result: Result<(), Status>,
-    elapsed: Duration,
+    pub elapsed: Duration,
 }
 
 impl Outcome {

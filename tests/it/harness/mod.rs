@@ -38,7 +38,8 @@ pub use http::{error, gzip, zstd};
 pub use proxy::{Flow, Proxy};
 pub use served::{Served, signal};
 use sqlx::{Connection, PgConnection};
-use tokio::task::JoinHandle;
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Request, Response, Status,
@@ -163,13 +164,13 @@ impl OwnPostgres {
         server.create_database("dnc", "template0").await.unwrap();
         let url = server.url("dnc");
         // What is killed here are processes. A disk that is busy with other tests stalls them all.
-        let mut connection = PgConnection::connect(&url).await.unwrap();
-        sqlx::raw_sql("ALTER SYSTEM SET fsync = off").execute(&mut connection).await.unwrap();
-        sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.unwrap();
-        let store = store(&url);
+        let own = Self { server, url, dir };
+        own.run("ALTER SYSTEM SET fsync = off").await;
+        own.run("SELECT pg_reload_conf()").await;
+        let store = store(&own.url);
         store.migrate().await.unwrap();
         store.close().await;
-        Self { server, url, dir }
+        own
     }
 
     /// A standby that follows this server, and accepts no writes until it is promoted.
@@ -197,6 +198,15 @@ impl OwnPostgres {
         let server = PrivatePostgres::start(options).await.unwrap();
         let url = server.url("dnc");
         Self { server, url, dir }
+    }
+
+    /// A new connection to the database of the service.
+    pub async fn connection(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.unwrap()
+    }
+
+    pub async fn run(&self, statement: &'static str) {
+        sqlx::raw_sql(statement).execute(&mut self.connection().await).await.unwrap();
     }
 
     /// Everything that the server has logged.
@@ -321,6 +331,17 @@ impl TestServer {
     pub async fn import(&self, requests: Vec<ImportEntriesRequest>) -> Result<ImportEntriesResponse, Status> {
         let request = with_key(tokio_stream::iter(requests), &self.key);
         self.client().await.import_entries(request).await.map(Response::into_inner)
+    }
+
+    /// Begins an import of what is sent to the channel, until that is dropped.
+    pub async fn begin_import(
+        &self,
+        key: &str,
+    ) -> (mpsc::Sender<ImportEntriesRequest>, JoinHandle<Result<Response<ImportEntriesResponse>, Status>>) {
+        let (send, messages) = mpsc::channel(1);
+        let call = with_key(ReceiverStream::new(messages), key);
+        let mut client = self.client().await;
+        (send, tokio::spawn(async move { client.import_entries(call).await }))
     }
 
     /// Posts a JSON body to the import with the workspace's own key.

@@ -14,9 +14,10 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt;
 
+use super::tls;
 use crate::{
     address_book::{email, request},
-    harness::{TestServer, database, http_client, process::Process, with_key},
+    harness::{TestServer, http_client, process::Process, with_key},
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -101,13 +102,8 @@ async fn connections_without_a_request_are_closed() {
 
 #[tokio::test]
 async fn a_stalled_tls_handshake_is_ended() {
-    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    std::fs::write(&cert, certificate.cert.pem()).unwrap();
-    std::fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
-    let flags = ["--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
-    let server = TestServer::start_with(&flags, &database().await).await;
+    let server = tls::serve(dir.path(), &tls::self_signed()).await;
     // Connections that send nothing, and some that send only the beginning of a record.
     let silent = [
         connection_that_sends(&server.http_url, b"").await,

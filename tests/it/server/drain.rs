@@ -23,10 +23,7 @@ use crate::{
 #[tokio::test]
 async fn running_imports_finish_and_new_calls_are_refused() {
     let server = TestServer::start().await;
-    let (send, messages) = tokio::sync::mpsc::channel(1);
-    let mut client = server.client().await;
-    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
-    let running = tokio::spawn(async move { client.import_entries(call).await });
+    let (send, running) = server.begin_import(&server.key).await;
     send.send(request(numbered(0..20_001).collect())).await.unwrap();
     until("the import runs", || async { server.count().await == 20_000 }).await;
     let mut watch = HealthClient::new(server.channel().await);
@@ -51,10 +48,7 @@ async fn running_imports_finish_and_new_calls_are_refused() {
 #[tokio::test]
 async fn a_second_signal_stops_at_once() {
     let server = TestServer::start().await;
-    let (send, messages) = tokio::sync::mpsc::channel(1);
-    let mut client = server.client().await;
-    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
-    let running = tokio::spawn(async move { client.import_entries(call).await });
+    let (send, running) = server.begin_import(&server.key).await;
     send.send(request(numbered(0..20_001).collect())).await.unwrap();
     until("the import runs", || async { server.count().await == 20_000 }).await;
     server.begin_stop();

@@ -1,5 +1,5 @@
-//! TLS of the listeners: client certificates, certificates that are replaced while the server runs,
-//! and the refusal to take keys over plain text.
+//! TLS of the listeners: both speak it. Client certificates, certificates that are replaced while
+//! the server runs, and the refusal to take keys over plain text.
 
 use std::{
     fs,
@@ -9,17 +9,21 @@ use std::{
 
 use dnc::proto::{CheckEntriesRequest, dnc_service_client::DncServiceClient};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use serde_json::json;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
-use crate::harness::{TestServer, database, http_client, process::Process, until, with_key};
+use crate::{
+    address_book::request,
+    harness::{TestServer, database, http_client, process::Process, until, with_key},
+};
 
 /// A certificate and its key, both as PEM.
-struct Pem {
+pub(super) struct Pem {
     cert: String,
     key: String,
 }
 
-fn self_signed() -> Pem {
+pub(super) fn self_signed() -> Pem {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     Pem { cert: made.cert.pem(), key: made.signing_key.serialize_pem() }
 }
@@ -41,6 +45,13 @@ fn signed_by(issuer: &CertifiedIssuer<'static, KeyPair>) -> Pem {
 fn write(dir: &Path, pem: &Pem) {
     fs::write(dir.join("cert.pem"), &pem.cert).unwrap();
     fs::write(dir.join("key.pem"), &pem.key).unwrap();
+}
+
+/// A server with this certificate, which it reads from files in `dir`.
+pub(super) async fn serve(dir: &Path, pem: &Pem) -> TestServer {
+    write(dir, pem);
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    TestServer::start_with(&["--tls-cert", &path("cert.pem"), "--tls-key", &path("key.pem")], &database().await).await
 }
 
 /// A client that trusts `server` alone, with a certificate of its own if `client` is one.
@@ -73,13 +84,25 @@ fn local(url: &str) -> String {
 }
 
 #[tokio::test]
+async fn both_listeners_speak_tls() {
+    let pem = self_signed();
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), &pem).await;
+    assert!(server.http_url.starts_with("https://"));
+    let url = server.http_url.replace("127.0.0.1", "localhost");
+    let post = http(&pem, None).post(format!("{url}/v1/dnc/import")).header("x-api-key", &server.key);
+    let response = post.json(&json!({"entries":[{"email":"a@example.com"}]})).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let call = with_key(tokio_stream::iter([request(vec![])]), &server.key);
+    let mut client = grpc(&server.grpc_url, &pem, None).await.unwrap();
+    assert_eq!(client.import_entries(call).await.unwrap().into_inner().imported, 0);
+}
+
+#[tokio::test]
 async fn a_certificate_is_replaced_while_the_server_runs() {
     let (old, new) = (self_signed(), self_signed());
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), &old);
-    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let (cert, key) = (path("cert.pem"), path("key.pem"));
-    let server = TestServer::start_with(&["--tls-cert", &cert, "--tls-key", &key], &database().await).await;
+    let server = serve(dir.path(), &old).await;
     let mut before = grpc(&server.grpc_url, &old, None).await.unwrap();
     assert!(checks(&mut before, &server.key).await);
     assert!(http(&new, None).get(local(&server.http_url)).send().await.is_err());

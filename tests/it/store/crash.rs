@@ -191,10 +191,7 @@ async fn a_database_killed_in_the_middle_of_a_stream_loses_nothing_acknowledged(
     let (mut postgres, database_url) = own_database(dir.path()).await;
     let server = TestServer::start_with(&[], &database_url).await;
 
-    let (send, messages) = tokio::sync::mpsc::channel(1);
-    let mut client = server.client().await;
-    let call = with_key(tokio_stream::wrappers::ReceiverStream::new(messages), &server.key);
-    let running = tokio::spawn(async move { client.import_entries(call).await });
+    let (send, running) = server.begin_import(&server.key).await;
     let all: Vec<_> = numbered(0..200_000).collect();
     let mut chunks = all.chunks(5_000);
     for chunk in chunks.by_ref().take(13) {

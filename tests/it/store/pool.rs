@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use dnc::{
     domain::{Batch, Error, Filter, KeyId, WorkspaceId},
-    store::{ImportId, ImportIds, Store, StoreOptions},
+    store::{ImportId, ImportIds, Store},
 };
 use sqlx::{Connection, PgConnection};
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 
-use crate::harness::{Flow, Proxy, database, give_up_after_polls, until};
+use crate::harness::{Flow, Proxy, database, give_up_after_polls, options, until};
 
-/// How long a call of [`Setup::store`] waits for a connection.
+/// How long a call of [`Setup::store`] waits for a connection, by default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The sessions of a store that run its calls.
@@ -22,17 +22,9 @@ const SESSIONS: &str = "application_name = 'dnc' AND query NOT LIKE 'SELECT pid,
 const WATCHER: &str =
     "application_name = 'dnc' AND query LIKE 'SELECT pid, backend_start, xact_start, COALESCE(%' AND state = 'idle'";
 
+/// A store with the options of a server.
 fn store(url: &str) -> Store {
-    Store::new(&StoreOptions {
-        url: url.to_owned(),
-        migrate_url: None,
-        is_pooled: false,
-        replica: None,
-        connections_max: 16,
-        connect_timeout: CONNECT_TIMEOUT,
-        statement_timeout: Duration::from_secs(60),
-    })
-    .unwrap()
+    Store::new(&dnc::server::store_options(url, &options(&[]).database)).unwrap()
 }
 
 /// A store that reaches its database over a link.
@@ -65,10 +57,10 @@ impl Setup {
         sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(&mut self.admin().await).await.unwrap()
     }
 
-    /// When the link was polled last.
-    async fn polled_at(&self) -> Option<time::OffsetDateTime> {
-        let polled_at = format!("SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND {WATCHER}");
-        sqlx::query_scalar(sqlx::AssertSqlSafe(polled_at)).fetch_optional(&mut self.admin().await).await.unwrap()
+    /// When the last statement of this session began.
+    async fn began(&self, session: &str) -> Option<time::OffsetDateTime> {
+        let began = format!("SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND {session}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(began)).fetch_optional(&mut self.admin().await).await.unwrap()
     }
 
     /// The process behind the only session.
@@ -215,10 +207,10 @@ async fn a_database_that_replies_late_is_not_away() {
     until("a new connection is tried", async || setup.link.made() > made).await;
     // The new one has lost what was sent, so the reply can only come on the old one.
     setup.link.existing(Flow::Pass);
-    let first = setup.polled_at().await;
+    let first = setup.began(WATCHER).await;
     until("it is polled again", async || {
         assert!(setup.store.is_reachable());
-        setup.polled_at().await > first
+        setup.began(WATCHER).await > first
     })
     .await;
     setup.read().await.unwrap();
@@ -280,20 +272,15 @@ async fn a_signal_is_sent_at_once_and_retires_no_connection() {
     /// The pause between two polls.
     const INTERVAL: time::Duration = time::Duration::milliseconds(1_500);
     let setup = Setup::new().await;
-    // When the statement of this session that watches the link began.
-    let began = async |session: &str| -> Option<time::OffsetDateTime> {
-        let began = format!("SELECT query_start FROM pg_stat_activity WHERE datname = current_database() AND {session}");
-        sqlx::query_scalar(sqlx::AssertSqlSafe(began)).fetch_optional(&mut setup.admin().await).await.unwrap()
-    };
     let signal = "application_name = 'dnc' AND query LIKE '%_backend(pid)%'";
     // On a busy machine not the first time.
     until("a signal is sent between two polls, and the connections are used on", async || {
         let (mut calls, blocker) = setup.begin_blocked(2).await;
         setup.until_watched().await;
-        let polled = began(WATCHER).await;
+        let polled = setup.began(WATCHER).await;
         calls.remove(0).abort();
         until("it is cancelled", async || setup.count("wait_event_type = 'Lock'").await == 1).await;
-        let sent = began(signal).await;
+        let sent = setup.began(signal).await;
         blocker.close().await.unwrap();
         let mut is_used_on = calls.remove(0).await.unwrap().is_ok();
         let made = setup.link.made();

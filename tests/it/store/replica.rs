@@ -1,9 +1,6 @@
 //! A replica that answers reads, and what happens when it lags behind, follows nobody, or is gone.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use dnc::{
     domain::Error,
@@ -80,20 +77,11 @@ impl Setup {
         after > before
     }
 
-    async fn on_standby(&self, statement: &'static str) {
-        run_on(&self.standby, statement).await;
-    }
-
     /// How many such sessions of the server the standby has.
     async fn sessions_of_standby(&self, sessions: &str) -> i64 {
         let count = format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dnc' AND {sessions}");
-        let mut standby = PgConnection::connect(&self.standby.url).await.unwrap();
-        sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(&mut standby).await.unwrap()
+        sqlx::query_scalar(sqlx::AssertSqlSafe(count)).fetch_one(&mut self.standby.connection().await).await.unwrap()
     }
-}
-
-async fn run_on(server: &OwnPostgres, statement: &'static str) {
-    sqlx::raw_sql(statement).execute(&mut PgConnection::connect(&server.url).await.unwrap()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,7 +111,7 @@ async fn a_replica_answers_reads_while_it_is_recent() {
     .await;
 
     // A new entry is found at the latest when the replica may not be asked any more.
-    setup.on_standby("SELECT pg_wal_replay_pause()").await;
+    setup.standby.run("SELECT pg_wal_replay_pause()").await;
     setup.import(100..101).await;
     // What a deletion would delete is counted where it deletes.
     let preview = DeleteEntriesRequest { all: true, validate_only: true, ..DeleteEntriesRequest::default() };
@@ -135,7 +123,7 @@ async fn a_replica_answers_reads_while_it_is_recent() {
     let summary = setup.client.clone().summarize_entries(with_key(SummarizeEntriesRequest {}, key)).await.unwrap();
     assert_eq!(summary.into_inner().total, 101);
     assert_eq!(setup.sessions_of_standby("query = 'ROLLBACK'").await, 0);
-    setup.on_standby("SELECT pg_wal_replay_resume()").await;
+    setup.standby.run("SELECT pg_wal_replay_resume()").await;
     until("checks are answered by the replica again", || setup.is_from_replica()).await;
     assert!(setup.is_suppressed(100).await);
     // Each change is logged once.
@@ -151,7 +139,7 @@ async fn a_replica_that_is_gone_or_promoted_is_not_asked() {
     setup.import(0..1).await;
     until("checks are answered by the replica", || setup.is_from_replica()).await;
     // It has a history of its own from here on.
-    setup.on_standby("SELECT pg_promote(true, 30)").await;
+    setup.standby.run("SELECT pg_promote(true, 30)").await;
     until("the promotion is noticed", || async { !setup.is_from_replica().await }).await;
     assert!(setup.is_suppressed(0).await);
     assert_eq!(setup.metric("dnc_replica_lag_seconds").await, f64::INFINITY);
@@ -181,12 +169,13 @@ async fn a_read_that_the_replica_cannot_answer_is_answered_by_the_primary() {
     assert!(setup.is_suppressed(9).await);
     let made = setup.link.made();
     until("it is known to be away", async || setup.link.made() >= made + 8).await;
-    // Its lag is within the bound for a long time, but not every read waits a second for it.
-    let began_at = Instant::now();
+    // Its lag is within the bound for a long time, but not every read waits a second for it: the
+    // link is tried several times in a second.
+    let made = setup.link.made();
     for _ in 0..30 {
         assert!(setup.is_suppressed(9).await);
     }
-    assert!(began_at.elapsed() < Duration::from_secs(25));
+    assert!(setup.link.made() < made + 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,15 +185,15 @@ async fn a_read_that_has_waited_for_a_connection_is_not_answered_with_older_data
     until("checks are answered by the replica", || setup.is_from_replica()).await;
     until("the entry has reached it", || setup.is_suppressed(0)).await;
     // The standby has this lock until it has replayed the end of the transaction.
-    let mut primary = PgConnection::connect(&setup.primary.url).await.unwrap();
+    let mut primary = setup.primary.connection().await;
     sqlx::raw_sql("BEGIN; LOCK TABLE entries IN ACCESS EXCLUSIVE MODE").execute(&mut primary).await.unwrap();
     let is_locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'entries'::regclass AND mode = 'AccessExclusiveLock')";
     until("the standby has the lock", async || {
-        sqlx::query_scalar(is_locked).fetch_one(&mut PgConnection::connect(&setup.standby.url).await.unwrap()).await.unwrap()
+        sqlx::query_scalar(is_locked).fetch_one(&mut setup.standby.connection().await).await.unwrap()
     })
     .await;
-    setup.on_standby("SELECT pg_wal_replay_pause()").await;
-    run_on(&setup.primary, "SELECT pg_logical_emit_message(true, '', 'it lags behind from here on')").await;
+    setup.standby.run("SELECT pg_wal_replay_pause()").await;
+    setup.primary.run("SELECT pg_logical_emit_message(true, '', 'it lags behind from here on')").await;
     // More than the statements that one workspace may have at once.
     let checks = join_all((0..15).map(|_| setup.is_suppressed(0)));
     let lagging = async {
@@ -212,12 +201,12 @@ async fn a_read_that_has_waited_for_a_connection_is_not_answered_with_older_data
         until("the lag is past the bound", async || setup.metric("dnc_replica_lag_seconds").await > 2.0).await;
         sqlx::raw_sql("ROLLBACK").execute(&mut primary).await.unwrap();
         // Others wait for these.
-        setup.on_standby("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").await;
+        setup.standby.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").await;
     };
     let answered = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(checks, lagging) });
     let (checks, ()) = answered.await.expect("none of the others waits for the lock");
     assert!(checks.into_iter().all(|is_suppressed| is_suppressed));
-    setup.on_standby("SELECT pg_wal_replay_resume()").await;
+    setup.standby.run("SELECT pg_wal_replay_resume()").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,25 +214,23 @@ async fn a_replica_with_another_history_is_not_asked() {
     let mut old = OwnPostgres::start().await;
     let (new, left_behind) = (old.standby().await, old.standby().await);
     // The new primary does not receive the end of the log, which the other standby has.
-    run_on(&new, "ALTER SYSTEM SET primary_conninfo = ''").await;
-    run_on(&new, "SELECT pg_reload_conf()").await;
+    new.run("ALTER SYSTEM SET primary_conninfo = ''").await;
+    new.run("SELECT pg_reload_conf()").await;
     let receives = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)";
     until("it receives nothing more", async || {
-        !sqlx::query_scalar::<_, bool>(receives).fetch_one(&mut PgConnection::connect(&new.url).await.unwrap()).await.unwrap()
+        !sqlx::query_scalar::<_, bool>(receives).fetch_one(&mut new.connection().await).await.unwrap()
     })
     .await;
-    run_on(&old, "SELECT pg_logical_emit_message(false, '', repeat('x', 32 * 1024 * 1024)), pg_switch_wal()").await;
-    let end: i64 = sqlx::query_scalar("SELECT (pg_current_wal_lsn() - '0/0')::bigint")
-        .fetch_one(&mut PgConnection::connect(&old.url).await.unwrap())
-        .await
-        .unwrap();
+    old.run("SELECT pg_logical_emit_message(false, '', repeat('x', 32 * 1024 * 1024)), pg_switch_wal()").await;
+    let end: i64 =
+        sqlx::query_scalar("SELECT (pg_current_wal_lsn() - '0/0')::bigint").fetch_one(&mut old.connection().await).await.unwrap();
     let replayed = "SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint >= $1";
     until("the standby has replayed it", async || {
-        sqlx::query_scalar(replayed).bind(end).fetch_one(&mut PgConnection::connect(&left_behind.url).await.unwrap()).await.unwrap()
+        sqlx::query_scalar(replayed).bind(end).fetch_one(&mut left_behind.connection().await).await.unwrap()
     })
     .await;
     old.end("QUIT").await;
-    run_on(&new, "SELECT pg_promote(true, 30)").await;
+    new.run("SELECT pg_promote(true, 30)").await;
     // Another system, whose log is shorter.
     let stranger = OwnPostgres::start().await;
     for primary in [&new, &stranger] {
